@@ -1,0 +1,117 @@
+"""Evaluation: from embeddings, probabilities, and attributions to numbers with intervals, and to verdicts.
+
+    attribution_accuracy   who of N candidates wrote it: centroids, N-way draws, N x S grids, open sets
+    verification           same author or not: PAN metrics by year, pair features, one-layer head, abstention
+    pan                    reading PAN truth and answer files
+    clustering             agglomerative clustering on cosine distance, BCubed, link average precision
+    token_attribution      do token attributions find known markers: AUPRC, AUROC, pointing game
+    bootstrap              confidence intervals over rows or groups of rows
+    authorship             all of that for an authorship task, from the embeddings of its texts
+    claims                 what a paper says in a form that can fail, and the verdict over seeds
+    row_map                a jitted function over finite data, padded and sharded
+    author_pairs           pairs of texts for verification
+    paired_tests           paired t-test and sign-flip permutation test, with a margin
+    input_checks           the checks of arguments that all of them share
+
+Metrics take NumPy or JAX arrays, compute on the host in float64, and raise one-line `ValueError`s;
+`centroid_attribution`, `anchor_replica_accuracy` and `pair_features` are JAX functions that work under `jit`.
+"""
+
+from jaxcore.evaluation.attribution_accuracy import (
+    NWayResult,
+    anchor_replica_accuracy,
+    centroid_attribution,
+    macro_f1_open_set,
+    nway_grid,
+    nway_protocol,
+)
+from jaxcore.evaluation.authorship import (
+    AuthorshipEvaluationConfig,
+    AuthorshipMeasurements,
+    evaluate_authorship,
+    query_targets,
+)
+from jaxcore.evaluation.author_pairs import sample_author_pairs
+from jaxcore.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
+from jaxcore.evaluation.claims import Claim, Claims, Measured, RunValues, Verdict, judge, judge_single_run
+from jaxcore.evaluation.clustering import (
+    BCubed,
+    TunedThreshold,
+    agglomerative_cosine,
+    bcubed,
+    cosine_links,
+    link_average_precision,
+    links_within_classes,
+    tune_threshold,
+)
+from jaxcore.evaluation.paired_tests import PairedTest, paired_permutation_test, paired_t_test
+from jaxcore.evaluation.pan import align_answers, read_pan_answers, read_pan_truth
+from jaxcore.evaluation.row_map import Interrupted, map_rows
+from jaxcore.evaluation.token_attribution import MarkerRanking, PointingGame, marker_auprc, pointing_game
+from jaxcore.evaluation.verification import (
+    UnansweredCalibration,
+    VerificationHead,
+    brier_complement,
+    c_at_1,
+    calibrate_unanswered,
+    f05u,
+    f05u_published_2020,
+    fit_verification_head,
+    pair_features,
+    verification_f1,
+    verification_metrics,
+)
+
+__all__ = [
+    "AuthorshipEvaluationConfig",
+    "AuthorshipMeasurements",
+    "evaluate_authorship",
+    "query_targets",
+    "BCubed",
+    "Claim",
+    "Claims",
+    "ConfidenceInterval",
+    "Interrupted",
+    "MarkerRanking",
+    "Measured",
+    "NWayResult",
+    "PairedTest",
+    "PointingGame",
+    "RunValues",
+    "TunedThreshold",
+    "UnansweredCalibration",
+    "Verdict",
+    "VerificationHead",
+    "agglomerative_cosine",
+    "align_answers",
+    "anchor_replica_accuracy",
+    "bcubed",
+    "bootstrap_interval",
+    "brier_complement",
+    "c_at_1",
+    "calibrate_unanswered",
+    "centroid_attribution",
+    "cosine_links",
+    "f05u",
+    "f05u_published_2020",
+    "fit_verification_head",
+    "judge",
+    "judge_single_run",
+    "link_average_precision",
+    "links_within_classes",
+    "macro_f1_open_set",
+    "map_rows",
+    "marker_auprc",
+    "nway_grid",
+    "nway_protocol",
+    "pair_features",
+    "paired_permutation_test",
+    "paired_t_test",
+    "pointing_game",
+    "read_pan_answers",
+    "read_pan_truth",
+    "sample_author_pairs",
+    "tune_threshold",
+    "verification_f1",
+    "verification_metrics",
+]
