@@ -1,0 +1,102 @@
+"""The types of the protocol in `experiments`, and how its modules are found."""
+
+import dataclasses
+import importlib
+import pathlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+import experiments
+from jaxcore.evaluation import Claims
+from jaxcore.training import Results
+
+PRESET_NAMES = ("smoke", "cpu", "gpu", "pod")
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """What ``list`` shows of a paper."""
+
+    title: str
+    year: int
+    claim: str
+    """What the paper claims, in one sentence."""
+    needs: str
+    """What a run needs beyond the embedded data (files, accelerators)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted function with abstract arguments: enough to compile it anywhere.
+
+    Attributes:
+        function: what `jax.jit` returned.
+        arguments: trees of `jax.ShapeDtypeStruct` with shardings.
+        rows: examples of one call over all devices, for per-chip figures.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What `build` returns: the mesh and the steps by name; ``train`` is always among them."""
+
+    mesh: Mesh
+    steps: Mapping[str, Step]
+
+
+class Experiment(Protocol):
+    """A module of `experiments`, as far as the command line needs to know it."""
+
+    PAPER: Paper
+    Config: type
+    PRESETS: Mapping[str, Any]
+    CLAIMS: Claims
+    build: Callable[..., Program]
+    run: Callable[..., Results]
+
+
+def names() -> list[str]:
+    """Names of the papers: every module of the package that is not part of the command line."""
+    support = {"protocol", "__main__", "arguments", "verification", "compilation"}
+    found = pkgutil.iter_modules([str(pathlib.Path(p)) for p in experiments.__path__])
+    return sorted(module.name for module in found if module.name not in support)
+
+
+def load(name: str) -> Experiment:
+    """The module of a paper; ValueError with the known names for any other name."""
+    if name not in names():
+        raise ValueError(f"unknown experiment {name!r}: expected one of {', '.join(names())}")
+    return importlib.import_module(f"experiments.{name}")  # type: ignore[return-value]
+
+
+def violations(module: Any) -> list[str]:
+    """What a module lacks of the protocol, a sentence each; empty when it conforms."""
+    missing = [name for name in Experiment.__annotations__ if not hasattr(module, name)]
+    if missing:
+        return [f"{name} is missing" for name in missing]
+    problems = []
+    if not (dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen):
+        problems.append("Config is not a frozen dataclass")
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    problems += [f"Config has no field {name!r}" for name in ("preset", "seed", "mesh") if name not in fields]
+    if tuple(module.PRESETS) != PRESET_NAMES:
+        problems.append(f"PRESETS has {list(module.PRESETS)}, not {list(PRESET_NAMES)}")
+    for name, preset in module.PRESETS.items():
+        if not isinstance(preset, module.Config) or preset.preset != name:
+            problems.append(f"PRESETS[{name!r}] is not a Config with preset={name!r}")
+    if not isinstance(module.CLAIMS, Claims) or not module.CLAIMS.claims:
+        problems.append("CLAIMS states no claim")
+    if not (module.__doc__ or "").strip():
+        problems.append("the module has no docstring")
+    return problems
+
+
+Devices = Sequence[jax.Device]
