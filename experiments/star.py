@@ -35,7 +35,15 @@ from jaxcore.data import (
     open_authorship_task,
     world_vocab_size,
 )
-from jaxcore.distributed import MeshConfig, batch_sharding, check_batch, gather_to_host, make_mesh
+from jaxcore.distributed import (
+    MeshConfig,
+    batch_sharding,
+    check_batch,
+    current_ticker,
+    gather_to_host,
+    jit_on_mesh,
+    make_mesh,
+)
 from jaxcore.evaluation import (
     AuthorshipEvaluationConfig,
     AuthorshipMeasurements,
@@ -286,11 +294,14 @@ def make_steps(config: Config, devices: Devices | None = None) -> Steps:
         optimizer=optimizer,
         state=state,
         train=make_train_step(_gradients(config, model, mesh), optimizer, state, mesh),
-        embed=jax.jit(lambda params, batch: _embed(model, params, batch), out_shardings=batch_sharding(mesh)),
-        explain=jax.jit(
+        embed=jit_on_mesh(
+            lambda params, batch: _embed(model, params, batch), mesh, out_shardings=batch_sharding(mesh)
+        ),
+        explain=jit_on_mesh(
             lambda params, batch: attribute_similarity(
                 model, params, **batch, num_steps=config.evaluation.integration_steps
             ),
+            mesh,
             out_shardings=batch_sharding(mesh),
         ),
     )
@@ -395,14 +406,16 @@ def run(
             loop=config.loop, title=f"star {config.preset}", tick=tick,
         )  # fmt: skip
         trained = embed(config, steps, state.params, task.test.rows(), tick)
-        measured = evaluate_authorship(
-            config.evaluation,
-            task,
-            trained=trained,
-            untrained=untrained,
-            training_pool=embed(config, steps, state.params, task.training.rows(), tick),
-            seed=config.seed,
-        )
+        training_pool = embed(config, steps, state.params, task.training.rows(), tick)
+        with current_ticker().phase("evaluate"):
+            measured = evaluate_authorship(
+                config.evaluation,
+                task,
+                trained=trained,
+                untrained=untrained,
+                training_pool=training_pool,
+                seed=config.seed,
+            )
         explained = explain(config, steps, state.params, task, trained, tick)
         control = negative_control(config, directory.path, resume=resume, tick=tick)
         results = Results(

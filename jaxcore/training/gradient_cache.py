@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxcore.distributed import RECOMPUTE_SCOPE, constrain_rows
 from jaxcore.training.state import Params
 from jaxcore.training.step import Batch, Gradients
 
@@ -45,7 +46,8 @@ def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gr
         chunks = jax.tree.map(lambda x: _deal(x, num_chunks), batch)
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_chunks))
 
-        embeddings = jax.lax.map(lambda chunk: encode(params, *chunk), (chunks, keys))
+        with jax.named_scope(RECOMPUTE_SCOPE):  # for the FLOP count: this pass is the price of the cache
+            embeddings = jax.lax.map(lambda chunk: encode(params, *chunk), (chunks, keys))
         value, embedding_gradient = jax.value_and_grad(loss)(_collect(embeddings), batch)
 
         def add_chunk(total: Params, chunk: tuple) -> tuple[Params, None]:
@@ -62,9 +64,9 @@ def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gr
 
 def _deal(rows: Array, num_chunks: int) -> Array:
     """[n, ...] -> [chunks, n / chunks, ...]; chunk c holds rows c, c + chunks, c + 2 chunks, ..."""
-    return jnp.moveaxis(rows.reshape(-1, num_chunks, *rows.shape[1:]), 1, 0)
+    return jnp.moveaxis(constrain_rows(rows.reshape(-1, num_chunks, *rows.shape[1:])), 1, 0)
 
 
 def _collect(chunks: Array) -> Array:
     """The inverse of `_deal`."""
-    return jnp.moveaxis(chunks, 0, 1).reshape(-1, *chunks.shape[2:])
+    return constrain_rows(constrain_rows(jnp.moveaxis(chunks, 0, 1)).reshape(-1, *chunks.shape[2:]))

@@ -1,5 +1,6 @@
 """The training loop: batches in, a trained state out, through kills, notices and numbers gone bad."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -11,10 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcore.distributed import shard_local_batch
-from jaxcore.training.checkpoints import Checkpoints, Restored, save_snapshot
+from jaxcore.distributed import current_ticker, shard_local_batch
+from jaxcore.training.checkpoints import Checkpoints, save_snapshot
 from jaxcore.training.metrics import MetricsWriter
 from jaxcore.training.progress import progress_bar
+from jaxcore.training.results import package_versions
 from jaxcore.training.run_directory import RunDirectory, write_json
 from jaxcore.training.state import TrainState
 from jaxcore.training.step import TrainStep
@@ -95,9 +97,8 @@ def fit(
         NonFiniteLoss: with the step, the batch ids and where the last good state was saved.
     """
     checkpoints = Checkpoints(run.checkpoints, keep_latest=loop.keep_checkpoints)
-    restored = checkpoints.restore_latest(_abstract(state)) if run.resumed else None
-    if restored is not None:
-        state = _resume(restored, batches)
+    if run.resumed:
+        state = _resume(checkpoints, state, batches)
     start = int(state.step)
     writer = MetricsWriter(run.path, start_step=start) if jax.process_index() == 0 else None
     try:
@@ -106,22 +107,23 @@ def fit(
             for step in range(start, num_steps):
                 batch = next(batches)
                 global_batch = shard_local_batch(mesh, _on_device_part(batch))
-                with jax.transfer_guard("disallow"):
+                with _compiling(step == start), jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, global_batch)
                 report.look_at_previous_then_keep(step, metrics, batch, state)
                 done = step + 1
                 if loop.checkpoint_every and done % loop.checkpoint_every == 0 and done < num_steps:
                     report.look_at_kept(state)  # never commit a state whose step has not been looked at
-                    checkpoints.save(state, {"data": batches.get_state()}, step=done)
+                    checkpoints.save(state, _meta(batches, mesh), step=done)
                 if tick(done) and done < num_steps:
                     report.look_at_kept(state)
-                    checkpoints.save(state, {"data": batches.get_state()}, step=done)
+                    checkpoints.save(state, _meta(batches, mesh), step=done)
                     checkpoints.wait()
                     raise Preempted(f"stopped on notice after step {done}; the checkpoint is committed")
             report.look_at_kept(state)
-            checkpoints.save(state, {"data": batches.get_state()}, step=num_steps)
+            checkpoints.save(state, _meta(batches, mesh), step=num_steps)
     finally:
-        checkpoints.close()
+        with current_ticker().phase("save", LONG_PHASE_SECONDS):
+            checkpoints.close()
         if writer is not None:
             writer.close()
     return state
@@ -131,10 +133,28 @@ def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def _resume(restored: Restored, batches: Batches) -> TrainState:
+def _resume(checkpoints: Checkpoints, state: TrainState, batches: Batches) -> TrainState:
+    """The newest readable checkpoint, with the data where it stood; the fresh state when there is none."""
+    with current_ticker().phase("restore", LONG_PHASE_SECONDS):
+        restored = checkpoints.restore_latest(_abstract(state))
+    if restored is None:
+        return state
     logger.info("resuming after step %d", restored.step)
     batches.set_state(restored.meta["data"])
     return restored.state
+
+
+def _meta(batches: Batches, mesh: Mesh) -> dict[str, Any]:
+    """What a checkpoint says of itself: where the data stood, and for a reader, what wrote it."""
+    return {"data": batches.get_state(), "mesh": dict(mesh.shape), "versions": package_versions()}
+
+
+LONG_PHASE_SECONDS = 3600
+"""Limit of what happens once and may take long (restore, compile) before the watchdog calls it stuck."""
+
+
+def _compiling(first: bool) -> contextlib.AbstractContextManager:
+    return current_ticker().phase("compile", LONG_PHASE_SECONDS) if first else contextlib.nullcontext()
 
 
 def _on_device_part(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 import jax
@@ -74,36 +74,76 @@ def open_run_directory(path: pathlib.Path | str, config: Any, *, resume: bool) -
             field is named); the directory cannot be written.
         RunDirectoryInUse: another living process is writing there.
     """
-    path = check_run_directory(path, config, resume=resume)
-    earlier, described = path / "config.json", as_plain(config)
-    lease = None
-    if jax.process_index() == 0:
+    path = pathlib.Path(path).expanduser()
+    leases: list[TextIO] = []
+
+    def enter() -> bool:
+        _refuse_what_is_there(path, config, resume=resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lease = _take_lease(path)
-            if not earlier.exists():
-                write_json(earlier, described)
+            leases.append(_take_lease(path))
+            if not (path / "config.json").exists():
+                write_json(path / "config.json", as_plain(config))
         except OSError as error:
             raise ValueError(f"cannot write the run directory {path}: {error.strerror or error}") from error
-    resumed = resume and (path / "checkpoints").is_dir()
+        return resume and (path / "checkpoints").is_dir()
+
+    resumed = _first_process_decides(enter)
+    return RunDirectory(path, resumed, leases[0] if leases else None)
+
+
+def check_run_directory(path: pathlib.Path | str, config: Any, *, resume: bool) -> None:
+    """Raise what `open_run_directory` would refuse, before anything is read or written."""
+
+    def look() -> bool:
+        _refuse_what_is_there(pathlib.Path(path).expanduser(), config, resume=resume)
+        return True
+
+    _first_process_decides(look)
+
+
+def _first_process_decides(decide: Callable[[], bool]) -> bool:
+    """``decide()`` on process 0; its answer, or its error, on every process.
+
+    Were each to look for itself, the others would find what process 0 has just written, and one that stops alone
+    leaves the rest waiting for it.
+    """
+    answer, error = False, None
+    if jax.process_index() == 0:
+        try:
+            answer = decide()
+        except (ValueError, RunDirectoryInUse) as refusal:
+            error = refusal
     if jax.process_count() > 1:
-        resumed = bool(multihost_utils.broadcast_one_to_all(np.int32(resumed)))
-    return RunDirectory(path, resumed, lease)
+        kinds = (None, ValueError, RunDirectoryInUse)
+        message = np.zeros(2048, np.uint8)
+        encoded = str(error or "").encode()[: message.size]
+        message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+        sent = (np.int32(answer), np.int32(kinds.index(type(error) if error else None)), message)
+        told, kind, text = multihost_utils.broadcast_one_to_all(sent)
+        answer, raised = bool(told), kinds[int(kind)]
+        if raised is not None:
+            raise raised(bytes(text).rstrip(b"\0").decode(errors="ignore")) from error
+    if error is not None:
+        raise error
+    return answer
 
 
-def check_run_directory(path: pathlib.Path | str, config: Any, *, resume: bool) -> pathlib.Path:
-    """What `open_run_directory` would refuse, found before anything is read or written; returns the path."""
-    path = pathlib.Path(path).expanduser()
+def _refuse_what_is_there(path: pathlib.Path, config: Any, *, resume: bool) -> None:
     earlier = path / "config.json"
     if earlier.exists():
         if not resume:
             raise ValueError(f"{path} already holds a run: add --resume to continue it, or name another --run-dir")
         _require_same_config(json.loads(earlier.read_text(encoding="utf-8")), as_plain(config), path)
-    elif path.is_dir() and any(entry.name != LEASE_NAME for entry in path.iterdir()):
+    elif path.is_dir() and any(_is_foreign(entry.name) for entry in path.iterdir()):
         raise ValueError(f"{path} is not empty and holds no run (no config.json): name another --run-dir")
     elif path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: name a folder as --run-dir")
-    return path
+
+
+def _is_foreign(name: str) -> bool:
+    """Not left by a run that was killed before its configuration was written."""
+    return name != LEASE_NAME and not name.endswith(".partial")
 
 
 LEASE_NAME = ".lease"

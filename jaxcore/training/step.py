@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jaxcore.distributed import batch_sharding, replicated
+from jaxcore.distributed import batch_sharding, jit_on_mesh, replicated
 from jaxcore.training.state import Params, TrainState, state_shardings
 
 Batch = PyTree[Array]
@@ -40,8 +40,11 @@ def make_train_step(
         A jitted function; metrics are the scalars ``loss``, ``gradient_norm`` and ``finite``.
     """
 
+    shardings = state_shardings(state)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         loss, gradient = gradients(state.params, batch, state.step_key)
+        gradient = jax.lax.with_sharding_constraint(gradient, shardings.params)
         gradient_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         proceed = finite & (state.nonfinite_step < 0)
@@ -57,9 +60,9 @@ def make_train_step(
         )
         return new_state, {"loss": loss, "gradient_norm": gradient_norm, "finite": finite}
 
-    shardings = state_shardings(state)
-    return jax.jit(
+    return jit_on_mesh(
         train_step,
+        mesh,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -74,7 +74,9 @@ def test_two_processes_train_as_one(uninterrupted, tmp_path):
     processes = pair(tmp_path / "run")
     outputs = [finish(process) for process in processes]
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-5)
-    assert "parameters" in outputs[0] and not outputs[1].strip(), "only the first process speaks"
+    # The collectives library announces its connections on its own; the project speaks on the first process only.
+    spoken = ["\n".join(x for x in output.splitlines() if not x.startswith("[Gloo]")) for output in outputs]
+    assert "parameters" in spoken[0] and not spoken[1]
     both = json.loads((tmp_path / "run" / "results.json").read_text())
     accuracy = "accuracy/n20_s8"
     assert both["metrics"][accuracy] == pytest.approx(results["metrics"][accuracy], abs=0.05)
