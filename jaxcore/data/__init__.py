@@ -1,7 +1,6 @@
 """Data: from files, datasets and generated worlds to batches.
 
-- `sources`, `file_sources`, `records`: where records come from (TFDS, JSONL, CSV, Parquet, text folders,
-lists)
+- `sources`, `file_sources`, `records`: records from TFDS, JSONL, CSV, Parquet, text folders, lists
 - `tfds_builders`: this project's own TFDS datasets, written and read without TensorFlow
 - `tokenization`, `chunking`: text to ids; works to chunks; hashed character trigrams
 - `array_cache`: arrays on disk under a content hash
@@ -25,6 +24,7 @@ from jaxcore.data.author_batches import (
     world_author_batches,
 )
 from jaxcore.data.author_world import SPECIAL_TOKENS, AuthorWorld, AuthorWorldConfig, DocumentContents
+from jaxcore.data.authors import AuthorCorpus, author_disjoint_split, build_author_corpus, work_disjoint_split
 from jaxcore.data.authorship_task import (
     NUM_FOLDS,
     AuthorshipDataConfig,
@@ -33,7 +33,6 @@ from jaxcore.data.authorship_task import (
     open_authorship_task,
     world_vocab_size,
 )
-from jaxcore.data.authors import AuthorCorpus, author_disjoint_split, build_author_corpus, work_disjoint_split
 from jaxcore.data.chunking import Chunker, TokenChunker, TrigramChunker, chunk_author_stream
 from jaxcore.data.evaluation_batches import evaluation_batches, num_evaluation_steps
 from jaxcore.data.file_sources import CsvSource, JsonlSource, ParquetSource, TextFolderSource
@@ -52,8 +51,8 @@ from jaxcore.data.tokenization import (
 )
 
 __all__ = [
-    "NUM_FOLDS",
     "AUTHOR_FIELDS",
+    "NUM_FOLDS",
     "SPECIAL_TOKENS",
     "AuthorBatchConfig",
     "AuthorBatches",

@@ -1,5 +1,4 @@
-"""Arrays kept on disk under a content hash: written once, whole or not at all, and memory-mapped when read
-back."""
+"""Arrays kept on disk under a content hash: written once, whole or not at all, memory-mapped when read."""
 
 import hashlib
 import json
@@ -20,8 +19,7 @@ _METADATA = "metadata.json"
 
 
 def content_hash(*parts: str | bytes) -> str:
-    """A stable 128-bit hash of the parts in order; lengths are hashed too, so ("ab", "c") and ("a", "bc")
-    differ."""
+    """A stable 128-bit hash of the parts in order; lengths count too: ("ab", "c") is not ("a", "bc")."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

@@ -31,15 +31,13 @@ _ENDLESS = 2**62
 
 @dataclasses.dataclass(frozen=True)
 class AuthorBatchConfig:
-    """Shape of a batch and how views are chosen. star.md: 1024 authors x 16 views on a pod, 64 x 8 in the
-    world."""
+    """Shape of a batch and how views are chosen. star.md: 1024 authors x 16 views on a pod, 64 x 8 here."""
 
     authors_per_batch: int = 64
     views_per_author: int = 8
     cross_work: bool = True
     """Take an author's views from as many of their works as possible: chunks of one book alone make its topic
-    the label (star.md, traps). False: any chunks. In the world topics are drawn independently for every
-    document."""
+    the label (star.md, traps). False: any chunks. In the world every document's topic is its own draw."""
     same_topic_views: bool = False
     """Ablation: all views of an author in a batch from one topic (world) or one work (corpus)."""
     shuffled_labels: bool = False
@@ -204,8 +202,7 @@ def _draw_views(
 
 
 def _lots(rng: np.random.Generator, count: int) -> Float[np.ndarray, "count"]:
-    """Random numbers in [0, 0.999): added to integers they break ties, and rounding never reaches the next
-    one."""
+    """Random numbers in [0, 0.999): added to integers they break ties and never round up to the next."""
     return 0.999 * rng.random(count)
 
 
@@ -222,8 +219,8 @@ def _place_in_work(works: Int[np.ndarray, "m"], rng: np.random.Generator) -> Int
 def _outside_one_work(
     owners: Int[np.ndarray, "m"], works: Int[np.ndarray, "m"], num_views: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "m"]:
-    """0 for the chunks of one work per owner, drawn among those with `num_views` chunks (else the
-    largest), 1 else."""
+    """0 for the chunks of one work per owner, drawn among those with `num_views` chunks or the
+    largest there is; 1 for all others."""
     numbers, first, inverse, sizes = np.unique(
         works, return_index=True, return_inverse=True, return_counts=True
     )
@@ -407,8 +404,7 @@ def author_batches(
 
     Raises:
         ValueError: One author only, fewer authors than a batch takes, fewer documents than views, a batch
-        that the
-            processes do not divide, corpora that do not fit together.
+            that the processes do not divide, corpora that do not fit together.
     """
     config = AuthorBatchConfig(num_authors, num_views, cross_work, same_topic_views, shuffled_labels)
     corpora = [corpus] if isinstance(corpus, AuthorCorpus) else list(corpus)

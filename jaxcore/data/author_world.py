@@ -224,8 +224,7 @@ class AuthorWorld:
     def render_contents(
         self, contents: DocumentContents, authors: Int[np.ndarray, "n"], rng: np.random.Generator
     ) -> Int[np.ndarray, "n words"]:
-        """Word counts of `contents` as written by `authors`: other authors give exact content
-        counterfactuals."""
+        """Word counts of `contents` as written by `authors`; other authors give counterfactuals."""
         authors = self._check_authors(authors)
         if len(authors) != len(contents.function_counts):
             raise ValueError(
@@ -239,8 +238,7 @@ class AuthorWorld:
     def shuffle_counts(
         self, counts: Int[np.ndarray, "n words"], rng: np.random.Generator
     ) -> Int[np.ndarray, "n length"]:
-        """Documents with these counts, their words in uniformly random order (bags of words made
-        sequences)."""
+        """Documents with these counts, their words in uniformly random order."""
         words = np.tile(np.arange(counts.shape[1], dtype=np.int32), len(counts))
         ordered = np.repeat(words, counts.ravel()).reshape(len(counts), -1)
         return rng.permuted(ordered, axis=1, out=ordered)

@@ -43,8 +43,7 @@ def chunk_author_stream(
         tokenizer: A fast tokenizer.
         length: Most ids in a chunk, special tokens included.
         min_tail: The remainder at a work's end is kept when it fills at least this share of a chunk, or when
-        it is
-            all there is.
+            it is all there is.
 
     Returns:
         For each text its chunks, int32, not padded. A text without tokens has none.
@@ -124,10 +123,8 @@ class TrigramChunker:
         self.vocab_size = buckets
 
     def __call__(self, texts: Sequence[str]) -> list[list[Int[np.ndarray, "ids"]]]:
-        return [
-            [ids[: self.max_length] for ids in hashed_trigrams(self._pieces(text), buckets=self.vocab_size)]
-            for text in texts
-        ]
+        chunks = [hashed_trigrams(self._pieces(text), buckets=self.vocab_size) for text in texts]
+        return [[ids[: self.max_length] for ids in of_text if len(ids)] for of_text in chunks]
 
     def _pieces(self, text: str) -> list[str]:
         words = re.split(r"\s+", text.strip())

@@ -220,6 +220,9 @@ def test_world_documents_are_fresh_and_by_their_labels():
     with_start = from_world(start_token=True).global_batch(0)["input_ids"]
     assert (with_start[:, 0] == 2).all()
     np.testing.assert_array_equal(with_start[:, 1:], batches[0]["input_ids"])
+    # Rows are made in blocks of 512: the second block must not repeat the random numbers of the first.
+    num_function_words = (batches[0]["input_ids"] < 5 + 40).sum(axis=1)
+    assert not np.array_equal(num_function_words[:48], num_function_words[512:])
     # The texts are the label's: its summed log-odds beat those of the next author on average.
     words = batches[0]["input_ids"] - 5
     own = np.mean(

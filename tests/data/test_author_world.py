@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxcore.data import SPECIAL_TOKENS, AuthorWorld, AuthorWorldConfig
+from jaxcore.data.world_words import THEMES
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +126,8 @@ def test_counterfactual_keeps_the_content_and_changes_the_style(world):
 
 
 def test_log_odds_identify_the_author(world):
-    """Adding up an author's log-odds over a text is a likelihood ratio: it must be positive on average for the
-    author's own texts (a Kullback-Leibler divergence) and negative for texts of the population."""
+    """Adding up an author's log-odds over a text is a likelihood ratio: it must be positive on average for
+    the author's own texts (a Kullback-Leibler divergence) and negative for texts of the population."""
     rng = np.random.default_rng(0)
     for author in (2, 450):
         odds = world.style_log_odds(author)
@@ -172,8 +173,6 @@ def test_text_and_ids_agree(world):
 
 def test_names_of_a_topic_come_from_its_theme(world):
     likeliest = 88 + world.content_probabilities.argmax(axis=1)
-    from jaxcore.data.world_words import THEMES
-
     themed = sum(
         world.vocabulary[likeliest[topic]] in THEMES[name] for topic, name in enumerate(world.topic_names)
     )

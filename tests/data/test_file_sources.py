@@ -1,4 +1,4 @@
-"""File sources: equal records from every format, malformed records with file and line, the rate that stops."""
+"""File sources: equal records from every format, malformed records by file and line, the rate that stops."""
 
 import csv
 import gzip
