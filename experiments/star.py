@@ -32,6 +32,7 @@ from jaxcore.data import (
     AuthorBatchConfig,
     AuthorshipDataConfig,
     AuthorshipTask,
+    AuthorWorldConfig,
     open_authorship_task,
     world_vocab_size,
 )
@@ -171,12 +172,14 @@ PRESETS: Mapping[str, Config] = {
         temperature=0.1,
         model=dataclasses.replace(_SMALL, hidden_size=32, intermediate_size=64),
         data=AuthorshipDataConfig(
-            texts_per_author=16, batches=AuthorBatchConfig(authors_per_batch=16, views_per_author=4)
+            texts_per_author=16,
+            world=AuthorWorldConfig(num_training_authors=100, num_test_authors=60),
+            batches=AuthorBatchConfig(authors_per_batch=16, views_per_author=4),
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2),
         loop=LoopConfig(checkpoint_every=10),
         evaluation=AuthorshipEvaluationConfig(
-            batch_size=256, candidates=(20, 100), supports=(1, 8), draws=20, pairs=400, explained=16, shown=2,
+            batch_size=256, candidates=(20, 60), supports=(1, 8), draws=20, pairs=400, explained=16, shown=2,
             integration_steps=8, clustered_authors=10,
         ),
     ),

@@ -1,0 +1,60 @@
+"""Networks as Flax linen modules, each with a config dataclass, and published weights for them.
+
+Map of the room
+    encoder.py, encoder_config.py       the transformer encoder family (BERT, RoBERTa, DistilBERT, MiniLM)
+    attention.py                        the one function through which transformers attend
+    affine.py, activations.py, dropout.py   linear layers, norms and pointwise parts
+    bag_of_words.py                     a perceptron on token counts that stands in for an Encoder
+    pretrained.py                       `load_pretrained`, `save_pretrained`, on top of
+        huggingface_layout.py               transformers' config keys and tensor names
+        sentence_transformers_layout.py     module lists of sentence-transformers directories
+        checkpoint_files.py                 safetensors files, slice by slice
+    parameters.py                       counting
+
+Named activations of an Encoder, for `jaxcore.transforms.capture` and `intervene`; B texts, T tokens, H heads,
+D hidden, F intermediate. Those of the blocks come stacked, with a leading axis of layers.
+    token_embeddings   (B, T, D)       word vectors as looked up; what integrated gradients interpolates
+    embeddings         (B, T, D)       plus position and token type, normalised: input of the first block
+    attention_weights  (B, H, T, T)    per block, after softmax, before dropout; only where weights are
+                                       formed: `attention_implementation` "explicit", or "auto" on CPU or
+                                       while weight dropout is in force
+    attention_heads    (B, T, H, D/H)  per block, each head's weighted sum of values, before the output
+    projection attention_output   (B, T, D)       per block, what attention adds to the residual
+    mlp_hidden         (B, T, F)       per block, after the nonlinearity
+    mlp_output         (B, T, D)       per block, what the feed-forward network adds to the residual
+    layer_output       (B, T, D)       per block, after its last norm
+    pooled             (B, D)          the text's vector (absent with pooler "none")
+A BagOfWordsEncoder names `token_features` (B, vocabulary), `mlp_hidden` and `pooled`.
+
+Parameters carry logical axis names, in boxes that `model.init` returns and `flax.linen.meta.unbox` removes:
+    vocab, position  rows of the embedding tables     heads  heads of q, k, v; rows of the output projection
+    embed            the residual stream              mlp    the feed-forward width
+    norm             scales and biases of norms       layers the stacked axis of the blocks
+`jaxcore.distributed` maps them to mesh axes; None marks an axis that is never sharded.
+"""
+
+from jaxcore.models.activations import ACTIVATIONS
+from jaxcore.models.attention import attend
+from jaxcore.models.bag_of_words import BagOfWordsConfig, BagOfWordsEncoder, count_tokens
+from jaxcore.models.dropout import dropout
+from jaxcore.models.encoder import Encoder, EncoderOutput, masked_mean
+from jaxcore.models.encoder_config import EncoderConfig
+from jaxcore.models.parameters import count_parameters
+from jaxcore.models.pretrained import load_pretrained, read_config, save_pretrained
+
+__all__ = [
+    "ACTIVATIONS",
+    "BagOfWordsConfig",
+    "BagOfWordsEncoder",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderOutput",
+    "attend",
+    "count_parameters",
+    "count_tokens",
+    "dropout",
+    "load_pretrained",
+    "masked_mean",
+    "read_config",
+    "save_pretrained",
+]

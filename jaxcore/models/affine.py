@@ -1,0 +1,98 @@
+"""Linear layers and layer norms over rows: the shapes that run fast on every backend, CPU included.
+
+Inputs of any shape (..., features) are flattened to rows (batch * time, features) before the matrix product,
+and biases and norm scales are spread over the rows by a matrix product with a column of ones. Values are what
+the plain formulas give; the difference lies in the derivatives that JAX then derives. A weight's gradient
+becomes one 2-D product x' g (on three axes XLA CPU first writes out the transpose of g), and a bias's
+gradient a product 1' g (XLA CPU sums columns fifteen times slower than it multiplies by ones). TPU
+compilers reduce all of it to the plain forms. `tests/benchmarks/encoder_speed.py` has the measurements.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def linear(
+    x: Float[Array, "... features"],
+    kernel: Float[Array, "features outputs"],
+    bias: Float[Array, "outputs"],
+    *,
+    dtype: Any,
+) -> Float[Array, "... outputs"]:
+    """`x W + b`, computed in `dtype`."""
+    rows = as_rows(x).astype(dtype)
+    product = rows @ kernel.astype(dtype)
+    return (product + over_rows(bias.astype(dtype), len(rows))).reshape(*x.shape[:-1], -1)
+
+
+def layer_norm(
+    x: Float[Array, "... features"],
+    scale: Float[Array, "features"],
+    bias: Float[Array, "features"],
+    *,
+    epsilon: float,
+    dtype: Any,
+) -> Float[Array, "... features"]:
+    """`(x - mean) / sqrt(variance + epsilon) * scale + bias` over the last axis (Ba et al. 2016).
+
+    Computed in float32 and returned in `dtype`. The variance is the mean of squared deviations, not the
+    difference of mean squares, which cancels.
+    """
+    rows = as_rows(x).astype(jnp.float32)
+    centred = rows - rows.mean(1, keepdims=True)
+    normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(1, keepdims=True) + epsilon)
+    count = len(rows)
+    result = normal * over_rows(scale.astype(jnp.float32), count) + over_rows(bias.astype(jnp.float32), count)
+    return result.astype(dtype).reshape(x.shape)
+
+
+def as_rows(x: Float[Array, "... features"]) -> Float[Array, "rows features"]:
+    """All axes but the last as one."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def over_rows(vector: Float[Array, "features"], count: int) -> Float[Array, "rows features"]:
+    """The vector on each of `count` rows, as the outer product 1 v': its gradient is then a product too.
+
+    On CPU the compiler turns the product itself into a broadcast that costs nothing; on TPU it turns both
+    into what plain broadcasting gives, a broadcast and a fused sum. Exact: each entry is one product by 1.
+    """
+    return jnp.matmul(jnp.ones((count, 1), vector.dtype), vector[None], precision=jax.lax.Precision.HIGHEST)
+
+
+class Linear(nn.Module):
+    """`linear` with parameters `kernel` and `bias`, annotated with logical axis names (inputs, outputs)."""
+
+    features: int
+    axes: tuple[str | None, str | None]
+    dtype: Any
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... outputs"]:
+        kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+        bias = self.param("bias", bias_init, (self.features,), jnp.float32)
+        return linear(x, jnp.asarray(kernel), jnp.asarray(bias), dtype=self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with parameters `scale` and `bias` on the logical axis "norm"."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
+        shape = (x.shape[-1],)
+        scale_init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        scale = self.param("scale", scale_init, shape, jnp.float32)
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
+        bias = self.param("bias", bias_init, shape, jnp.float32)
+        return layer_norm(x, jnp.asarray(scale), jnp.asarray(bias), epsilon=self.epsilon, dtype=self.dtype)

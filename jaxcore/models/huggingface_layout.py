@@ -1,0 +1,306 @@
+"""How an `EncoderConfig` and its parameters correspond to transformers' `config.json` and tensor names.
+
+Pure tables and arithmetic: nothing here reads or writes a file.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcore.models.encoder_config import EncoderConfig
+
+# model_type of config.json -> our architecture. The last two are RoBERTa with other training data.
+MODEL_TYPES = {
+    "bert": "bert",
+    "roberta": "roberta",
+    "distilbert": "distilbert",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+}
+
+_BERT_FIELDS = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "num_token_types": "type_vocab_size",
+    "norm_epsilon": "layer_norm_eps",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "pad_token_id": "pad_token_id",
+    "initializer_range": "initializer_range",
+    "activation": "hidden_act",
+}
+_DISTILBERT_FIELDS = {
+    "vocab_size": "vocab_size",
+    "num_layers": "n_layers",
+    "hidden_size": "dim",
+    "num_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "max_positions": "max_position_embeddings",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "pad_token_id": "pad_token_id",
+    "initializer_range": "initializer_range",
+    "activation": "activation",
+}
+_FIELDS = {"bert": _BERT_FIELDS, "roberta": _BERT_FIELDS, "distilbert": _DISTILBERT_FIELDS}
+
+# What transformers assumes where config.json is silent and EncoderConfig's own default differs.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"vocab_size": 50265, "pad_token_id": 1},
+    "distilbert": {"num_layers": 6, "num_token_types": 0},
+}
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+_ACTIVATION_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
+
+_MODEL_CLASSES = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
+
+# Options that change the computation and that the Encoder does not have, with the one value it stands for.
+_FIXED_OPTIONS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+
+
+def fields_from_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The `EncoderConfig` fields that a `config.json` determines (all but the pooler and run-time choices).
+
+    Raises:
+        ValueError: unknown model_type or activation, or an option that the Encoder does not have.
+    """
+    model_type = settings.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"config.json: unknown model_type {model_type!r}, expected one of {', '.join(MODEL_TYPES)}"
+        )
+    architecture = MODEL_TYPES[model_type]
+    for option, supported in _FIXED_OPTIONS.items():
+        if settings.get(option, supported) != supported:
+            raise ValueError(
+                f"config.json: {option}={settings[option]!r} is not supported, only {supported!r}"
+            )
+    fields: dict[str, Any] = {"architecture": architecture, **_DEFAULTS[architecture]}
+    for field, key in _FIELDS[architecture].items():
+        if settings.get(key) is not None:
+            fields[field] = settings[key]
+    activation = fields.get("activation", "gelu")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"config.json: unknown activation {activation!r}, expected one of {', '.join(_ACTIVATIONS)}"
+        )
+    fields["activation"] = _ACTIVATIONS[activation]
+    if architecture == "roberta":
+        fields["position_offset"] = fields["pad_token_id"] + 1
+    return fields
+
+
+def config_to_huggingface(config: EncoderConfig, *, dtype: str) -> dict[str, Any]:
+    """The `config.json` of the same network in transformers; `dtype` is that of the stored weights."""
+    settings: dict[str, Any] = {
+        "model_type": config.architecture,
+        "architectures": [_MODEL_CLASSES[config.architecture]],
+        "dtype": dtype,
+    }
+    for field, key in _FIELDS[config.architecture].items():
+        settings[key] = getattr(config, field)
+    settings[_FIELDS[config.architecture]["activation"]] = _ACTIVATION_NAMES[config.activation]
+    return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One stored tensor and its place in a parameter: `parameter[place]` holds its values, with axes
+    rearranged.
+
+    `axes` says, for each axis of the stored tensor, which axes of `parameter[place]` it runs over: ((0,),
+    (1,)) is the tensor as it is, ((1,), (0,)) its transpose, and ((1, 2), (0,)) a transpose whose columns are
+    split in two axes.
+    """
+
+    tensor: str
+    place: tuple[int | slice, ...]
+    axes: tuple[tuple[int, ...], ...]
+
+    def kept(self, sizes: Sequence[Any]) -> list[Any]:
+        """Those of `sizes`, one per axis of the parameter, that belong to axes of `parameter[place]`."""
+        return [size for size, at in zip(sizes, self.place, strict=True) if isinstance(at, slice)]
+
+    def tensor_shape(self, parameter_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape that the stored tensor must have."""
+        kept = self.kept(parameter_shape)
+        return tuple(math.prod(kept[axis] for axis in group) for group in self.axes)
+
+    def to_tensor(self, parameter: np.ndarray) -> np.ndarray:
+        """The stored tensor out of the whole parameter."""
+        order = [axis for group in self.axes for axis in group]
+        values = parameter[self.place].transpose(order).reshape(self.tensor_shape(parameter.shape))
+        return np.ascontiguousarray(values)
+
+    def read(self, tensor: Callable[[tuple[slice, ...]], np.ndarray], shape, bounds) -> np.ndarray:
+        """The part of `parameter[place]` within `bounds`, a (start, stop) per axis of the parameter of this
+        `shape`.
+
+        `tensor` reads a slice of the stored tensor. Of an axis that is split in two, all of the inner one is
+        read.
+        """
+        sizes, bounds = self.kept(shape), self.kept(bounds)
+        order = [axis for group in self.axes for axis in group]
+        inner = {axis: math.prod(sizes[a] for a in group[1:]) for group in self.axes for axis in group[:1]}
+        source = tuple(slice(*(inner[group[0]] * bound for bound in bounds[group[0]])) for group in self.axes)
+        split = [bounds[a][1] - bounds[a][0] if a in inner else sizes[a] for a in order]
+        values = tensor(source).reshape(split).transpose(np.argsort(order))
+        return values[tuple(slice(None) if a in inner else slice(*bounds[a]) for a in range(len(sizes)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterLayout:
+    """Shape of one parameter of the Encoder and the stored tensors that fill it."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+# The linear layer of a sentence-transformers Dense module lives in a file of its own, under this prefix here.
+SENTENCE_DENSE = "sentence_dense."
+
+_ALL = slice(None)
+_TRANSPOSED = ((1,), (0,))
+
+
+def parameter_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
+    """Every parameter of `Encoder(config)` by its path ("layers/mlp_in/kernel"), with where it is stored."""
+    hidden, wide, depth = config.hidden_size, config.intermediate_size, config.num_layers
+    layouts = {
+        "embeddings/word": _whole("embeddings.word_embeddings.weight", (config.vocab_size, hidden)),
+        "embeddings/position": _whole(
+            "embeddings.position_embeddings.weight", (config.max_positions, hidden)
+        ),
+        **_whole_norm("embeddings/norm", "embeddings.LayerNorm", hidden),
+    }
+    if config.num_token_types > 0:
+        shape = (config.num_token_types, hidden)
+        layouts["embeddings/token_type"] = _whole("embeddings.token_type_embeddings.weight", shape)
+    names = _DISTILBERT_LAYER if config.architecture == "distilbert" else _BERT_LAYER
+    qkv = [[name.format(layer) for name in names["qkv"]] for layer in range(depth)]
+    heads, size = config.num_heads, config.head_size
+    layouts["layers/attention/qkv_kernel"] = ParameterLayout(
+        (depth, hidden, heads, 3, size),
+        tuple(
+            Piece(f"{name}.weight", (layer, _ALL, _ALL, part, _ALL), ((1, 2), (0,)))
+            for layer in range(depth)
+            for part, name in enumerate(qkv[layer])
+        ),
+    )
+    layouts["layers/attention/qkv_bias"] = ParameterLayout(
+        (depth, heads, 3, size),
+        tuple(
+            Piece(f"{name}.bias", (layer, _ALL, part, _ALL), ((0, 1),))
+            for layer in range(depth)
+            for part, name in enumerate(qkv[layer])
+        ),
+    )
+    for path, sizes in (
+        ("attention/output", (hidden, hidden)),
+        ("mlp_in", (hidden, wide)),
+        ("mlp_out", (wide, hidden)),
+    ):
+        layouts |= _stacked(
+            f"layers/{path}/kernel", f"{names[path]}.weight", (depth, *sizes), axes=_TRANSPOSED
+        )
+        layouts |= _stacked(f"layers/{path}/bias", f"{names[path]}.bias", (depth, sizes[1]))
+    for path in ("attention_norm", "mlp_norm"):
+        layouts |= _stacked(f"layers/{path}/scale", f"{names[path]}.weight", (depth, hidden))
+        layouts |= _stacked(f"layers/{path}/bias", f"{names[path]}.bias", (depth, hidden))
+    return layouts | pooler_layouts(config)
+
+
+def pooler_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
+    """The part of `parameter_layouts` that belongs to the pooler; empty where it has no parameters."""
+    if config.pooler not in ("cls_tanh", "mean_linear"):
+        return {}
+    stored = "pooler.dense" if config.pooler == "cls_tanh" else SENTENCE_DENSE + "linear"
+    return {
+        "pooler/dense/kernel": ParameterLayout(
+            (config.hidden_size, config.hidden_size),
+            (Piece(f"{stored}.weight", (_ALL, _ALL), _TRANSPOSED),),
+        ),
+        "pooler/dense/bias": _whole(f"{stored}.bias", (config.hidden_size,)),
+    }
+
+
+_BERT_LAYER: dict[str, Any] = {
+    "qkv": tuple(f"encoder.layer.{{}}.attention.self.{part}" for part in ("query", "key", "value")),
+    "attention/output": "encoder.layer.{}.attention.output.dense",
+    "attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "mlp_in": "encoder.layer.{}.intermediate.dense",
+    "mlp_out": "encoder.layer.{}.output.dense",
+    "mlp_norm": "encoder.layer.{}.output.LayerNorm",
+}
+_DISTILBERT_LAYER: dict[str, Any] = {
+    "qkv": tuple(f"transformer.layer.{{}}.attention.{part}_lin" for part in "qkv"),
+    "attention/output": "transformer.layer.{}.attention.out_lin",
+    "attention_norm": "transformer.layer.{}.sa_layer_norm",
+    "mlp_in": "transformer.layer.{}.ffn.lin1",
+    "mlp_out": "transformer.layer.{}.ffn.lin2",
+    "mlp_norm": "transformer.layer.{}.output_layer_norm",
+}
+
+
+def _whole(tensor: str, shape: tuple[int, ...]) -> ParameterLayout:
+    return ParameterLayout(
+        shape, (Piece(tensor, (_ALL,) * len(shape), tuple((axis,) for axis in range(len(shape)))),)
+    )
+
+
+def _whole_norm(path: str, tensor: str, size: int) -> dict[str, ParameterLayout]:
+    return {
+        f"{path}/scale": _whole(f"{tensor}.weight", (size,)),
+        f"{path}/bias": _whole(f"{tensor}.bias", (size,)),
+    }
+
+
+def _stacked(
+    path: str, tensor: str, shape: tuple[int, ...], *, axes: tuple[tuple[int, ...], ...] = ((0,),)
+) -> dict[str, ParameterLayout]:
+    rest = (_ALL,) * (len(shape) - 1)
+    pieces = (Piece(tensor.format(layer), (layer, *rest), axes) for layer in range(shape[0]))
+    return {path: ParameterLayout(shape, tuple(pieces))}
+
+
+# Task heads that transformers stores beside the encoder, and buffers of older versions: read past, never
+# loaded.
+_HEADS = ("cls.", "lm_head.", "classifier.", "qa_outputs.", "vocab_", "pre_classifier.")
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+def canonical_tensor_name(name: str, architecture: str) -> str:
+    """A stored name without the prefix of a model with a head and without TensorFlow's norm names."""
+    name = name.removeprefix(f"{architecture}.")
+    if "LayerNorm." in name:
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return name
+
+
+def unexpected_tensors(names: Iterable[str], config: EncoderConfig) -> list[str]:
+    """Those canonical names that are neither the Encoder's nor a known head, buffer or unused pooler."""
+    expected = {piece.tensor for layout in parameter_layouts(config).values() for piece in layout.pieces}
+    skipped = (*_HEADS, "pooler.dense.", SENTENCE_DENSE)
+    return sorted(
+        name
+        for name in names
+        if name not in expected and name not in _BUFFERS and not name.startswith(skipped)
+    )
