@@ -41,11 +41,16 @@ def parse(command: str, name: str, options: type, arguments: Sequence[str], *, p
     module = protocol.load(name)
     preset, others = split_preset(arguments, preset)
     config = preset_config(module, preset)
-    shown = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[module.Config]]
+    config_type: Any = module.Config
+    shown: Any = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[config_type]]
     both = dataclasses.make_dataclass(
         f"{command}_{name}",
         [
-            ("options", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default_factory=options)),
+            (
+                "options",
+                Annotated[options, tyro.conf.arg(name="")],
+                dataclasses.field(default_factory=options),
+            ),
             ("config", Annotated[shown, tyro.conf.arg(name="")], dataclasses.field(default=config)),
         ],
     )
@@ -56,7 +61,7 @@ def parse(command: str, name: str, options: type, arguments: Sequence[str], *, p
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            parsed = tyro.cli(
+            parsed: Any = tyro.cli(
                 both,
                 prog=f"python -m experiments {command} {name}",
                 description=description,
@@ -71,7 +76,7 @@ def parse(command: str, name: str, options: type, arguments: Sequence[str], *, p
 
 def _first_sentence(text: str) -> str:
     """The parser's boxed message as one line: what is between the box's title and its first rule."""
-    message = []
+    message: list[str] = []
     for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
         if "╭" in line:
             continue

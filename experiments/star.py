@@ -143,9 +143,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.num_steps < 0 or not self.temperature > 0:
-            raise ValueError(
-                f"num_steps must be >= 0 and temperature > 0: got {self.num_steps} and {self.temperature}"
-            )
+            raise ValueError(f"num_steps must be >= 0 and temperature > 0: got {self.num_steps} and {self.temperature}")
         if self.micro_batch and self.data.batches.num_rows % self.micro_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide the batch of {self.data.batches.num_rows} texts"
@@ -289,7 +287,7 @@ def make_steps(config: Config, devices: Devices | None = None) -> Steps:
     optimizer = make_optimizer(config.optimizer, max(config.num_steps, 1))
     initialize = _initializer(model, _text_length(config))
     if config.train_last_layers:
-        optimizer = _only_last_layers(optimizer, initialize, config.train_last_layers)
+        optimizer = _only_last_layers(optimizer, config.train_last_layers)
     state = abstract_state(initialize, optimizer, mesh)
     return Steps(
         mesh=mesh,
@@ -297,9 +295,7 @@ def make_steps(config: Config, devices: Devices | None = None) -> Steps:
         optimizer=optimizer,
         state=state,
         train=make_train_step(_gradients(config, model, mesh), optimizer, state, mesh),
-        embed=jit_on_mesh(
-            lambda params, batch: _embed(model, params, batch), mesh, out_shardings=batch_sharding(mesh)
-        ),
+        embed=jit_on_mesh(lambda params, batch: _embed(model, params, batch), mesh, out_shardings=batch_sharding(mesh)),
         explain=jit_on_mesh(
             lambda params, batch: attribute_similarity(
                 model, params, **batch, num_steps=config.evaluation.integration_steps
@@ -342,7 +338,7 @@ def _gradients(config: Config, model: Encoder | BagOfWordsEncoder, mesh: Mesh) -
     """Loss and gradient of one batch of authors x texts, whole or cached."""
 
     def encode(params: Any, batch: Any, key: Array) -> Float[Array, "rows dim"]:
-        output = model.apply(
+        output: Any = model.apply(
             {"params": params},
             batch["input_ids"],
             batch["attention_mask"],
@@ -361,8 +357,9 @@ def _gradients(config: Config, model: Encoder | BagOfWordsEncoder, mesh: Mesh) -
     return one_shot_gradients(lambda params, batch, key: loss(encode(params, batch, key), batch))
 
 
-def _only_last_layers(optimizer: Any, initialize: Callable, count: int) -> Any:
+def _only_last_layers(optimizer: Any, count: int) -> Any:
     """The optimiser, its updates zeroed outside the last `count` layers and the pooler."""
+
     def keep(updates: Any) -> Any:
         def masked(path: tuple, update: Array) -> Array:
             names = [entry.key for entry in path if hasattr(entry, "key")]
@@ -378,7 +375,7 @@ def _only_last_layers(optimizer: Any, initialize: Callable, count: int) -> Any:
 
 def _embed(model: Encoder | BagOfWordsEncoder, params: Any, batch: Any) -> Float[Array, "rows dim"]:
     """Unit vectors of texts; the scale of an embedding says nothing about its author."""
-    output = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+    output: Any = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
     return unit_vectors(output.pooled)
 
 
@@ -446,7 +443,9 @@ def run(
 def open_task(config: Config) -> AuthorshipTask:
     """The texts, checked against what the model can read."""
     task = open_authorship_task(
-        config.data, seed=config.seed, start_token=config.encoder == "transformer" and config.model.pooler == "cls_tanh"
+        config.data,
+        seed=config.seed,
+        start_token=config.encoder == "transformer" and config.model.pooler == "cls_tanh",
     )
     if task.vocab_size > vocab_size(config):
         raise ValueError(
@@ -470,9 +469,7 @@ def initial_state(config: Config, steps: Steps) -> Any:
 
 def embed(config: Config, steps: Steps, params: Any, rows: Mapping[str, np.ndarray], tick: Any) -> np.ndarray:
     """Unit embeddings [n, dim] of texts, on the host."""
-    return map_rows(
-        steps.embed, params, rows, batch_size=config.evaluation.batch_size, mesh=steps.mesh, tick=tick
-    )
+    return map_rows(steps.embed, params, rows, batch_size=config.evaluation.batch_size, mesh=steps.mesh, tick=tick)
 
 
 def write_model(config: Config, model: Any, params: Any, task: AuthorshipTask, directory: pathlib.Path) -> None:

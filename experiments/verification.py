@@ -59,9 +59,7 @@ def run_variants(module: protocol.Experiment, config: Any, seeds: list[int]) -> 
         for variant, derive in module.CLAIMS.variants.items():
             with tempfile.TemporaryDirectory(prefix="jaxcore-verify-") as directory:
                 started = time.perf_counter()
-                results = module.run(
-                    dataclasses.replace(derive(config), seed=seed), pathlib.Path(directory) / "run"
-                )
+                results = module.run(dataclasses.replace(derive(config), seed=seed), pathlib.Path(directory) / "run")
             runs[variant].append(RunValues(results.metrics, results.samples))
             print(f"seed {seed} {variant}: {time.perf_counter() - started:.1f} s", flush=True)
     return runs

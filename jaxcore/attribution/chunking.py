@@ -1,18 +1,19 @@
 """One mechanism for every expansion (path steps, noise samples, masks): sums in chunks that fit a memory budget."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-Tree = TypeVar("Tree")
+Items = TypeVar("Items")
+Terms = TypeVar("Terms")
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
 """Bytes of temporary memory one chunk may take when the device does not say how much it has."""
 
 
-def chunked_sum(term: Callable[[Tree], Tree], items: Tree, *, chunk_size: int) -> Tree:
+def chunked_sum(term: Callable[[Items], Terms], items: Items, *, chunk_size: int) -> Terms:
     """``sum_i term(items[i])`` over the leading axis of `items`, `chunk_size` terms at a time.
 
     Terms of one chunk are evaluated together (`jax.vmap`), chunks one after the other (`jax.lax.scan`), so that
@@ -23,10 +24,10 @@ def chunked_sum(term: Callable[[Tree], Tree], items: Tree, *, chunk_size: int) -
     chunk_size = max(1, min(chunk_size, length))
     whole = length - length % chunk_size
 
-    def chunk_total(chunk: Tree) -> Tree:
+    def chunk_total(chunk: Any) -> Any:
         return jax.tree.map(lambda terms: jnp.sum(terms, axis=0), jax.vmap(term)(chunk))
 
-    def add_chunk(total: Tree, chunk: Tree) -> tuple[Tree, None]:
+    def add_chunk(total: Any, chunk: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, chunk_total(chunk)), None
 
     chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), items)
@@ -37,7 +38,7 @@ def chunked_sum(term: Callable[[Tree], Tree], items: Tree, *, chunk_size: int) -
     return total
 
 
-def fitting_chunk_size(term: Callable[[Tree], Tree], items: Tree, *, memory_budget: int | None = None) -> int:
+def fitting_chunk_size(term: Callable[[Items], Any], items: Items, *, memory_budget: int | None = None) -> int:
     """The largest chunk of `chunked_sum` whose temporary memory fits the budget, by the compiler's own analysis.
 
     The program of a single term is compiled and its temporaries read with ``memory_analysis()``; temporaries of a

@@ -50,7 +50,6 @@ def attribute_similarity(
     """
     if target.ndim != 2 or target.shape[0] != input_ids.shape[0]:
         raise ValueError(f"target must be [{input_ids.shape[0]}, dim], one per text: got {target.shape}")
-    explain = _of_bag_of_words if isinstance(model, BagOfWordsEncoder) else _of_encoder
 
     def score_with(name: str) -> Callable[[Array], Array]:
         def score(activation: Array) -> Array:
@@ -59,7 +58,10 @@ def attribute_similarity(
 
         return score
 
-    return explain(model, params, input_ids, attention_mask, score_with, num_steps, chunk_size)
+    arguments = (params, input_ids, attention_mask, score_with, num_steps, chunk_size)
+    if isinstance(model, BagOfWordsEncoder):
+        return _of_bag_of_words(model, *arguments)
+    return _of_encoder(model, *arguments)
 
 
 def _of_encoder(

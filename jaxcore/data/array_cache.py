@@ -59,8 +59,7 @@ def cached_arrays(
         _write_entry(entry, arrays, metadata)
     except OSError as error:
         raise ValueError(
-            f"cannot write the cache folder {cache_dir} ({error.strerror}); "
-            "make it writable or name another cache_dir"
+            f"cannot write the cache folder {cache_dir} ({error.strerror}); make it writable or name another cache_dir"
         ) from error
     found = _read_entry(entry)
     return found if found is not None else (dict(arrays), metadata)

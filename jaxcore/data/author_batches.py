@@ -23,9 +23,7 @@ Batch = dict[str, Shaped[np.ndarray, "rows ..."]]
 # What a random stream is for: part of its key, so that no two uses share numbers.
 _AUTHOR_ORDER, _VIEWS, _LABELS, _TOPICS, _DOCUMENTS = range(5)
 
-_BLOCK_ROWS = (
-    512  # world documents are generated in blocks of this many rows, whatever the number of processes
-)
+_BLOCK_ROWS = 512  # world documents are generated in blocks of this many rows, whatever the number of processes
 _ENDLESS = 2**62
 
 
@@ -45,13 +43,9 @@ class AuthorBatchConfig:
 
     def __post_init__(self) -> None:
         if self.authors_per_batch < 2:
-            raise ValueError(
-                f"authors_per_batch is {self.authors_per_batch}; a contrast needs at least 2 authors"
-            )
+            raise ValueError(f"authors_per_batch is {self.authors_per_batch}; a contrast needs at least 2 authors")
         if self.views_per_author < 2:
-            raise ValueError(
-                f"views_per_author is {self.views_per_author}; a positive pair needs at least 2 views"
-            )
+            raise ValueError(f"views_per_author is {self.views_per_author}; a positive pair needs at least 2 views")
 
     @property
     def num_rows(self) -> int:
@@ -135,9 +129,7 @@ class CorpusSampler:
             rng = np.random.default_rng([self._seed, _VIEWS, number, step])
             drawn.append(_draw_views(corpus, order.at(step), self._config, rng))
         chunks = np.stack(drawn, axis=1).reshape(-1)  # authors, corpora, views
-        corpora = np.repeat(
-            np.tile(np.arange(len(self._corpora)), self._per_corpus), self._config.views_per_author
-        )
+        corpora = np.repeat(np.tile(np.arange(len(self._corpora)), self._per_corpus), self._config.views_per_author)
         return corpora, chunks
 
 
@@ -146,20 +138,15 @@ def _check_corpora(corpora: Sequence[AuthorCorpus], config: AuthorBatchConfig) -
         raise ValueError("no corpus to draw batches from; give at least one")
     if config.authors_per_batch % len(corpora):
         raise ValueError(
-            f"{config.authors_per_batch} authors per batch do not divide over {len(corpora)} corpora; "
-            "use a multiple"
+            f"{config.authors_per_batch} authors per batch do not divide over {len(corpora)} corpora; use a multiple"
         )
     layouts = {(corpus.max_length, corpus.pad_id, corpus.vocab_size) for corpus in corpora}
     if len(layouts) > 1:
-        raise ValueError(
-            f"corpora differ in (max_length, pad_id, vocab_size): {sorted(layouts)}; build them alike"
-        )
+        raise ValueError(f"corpora differ in (max_length, pad_id, vocab_size): {sorted(layouts)}; build them alike")
     wanted = config.authors_per_batch // len(corpora)
     for corpus in corpora:
         if corpus.num_authors < 2:
-            raise ValueError(
-                f"the corpus has one author only ({corpus.author_names[0]!r}); a contrast needs two"
-            )
+            raise ValueError(f"the corpus has one author only ({corpus.author_names[0]!r}); a contrast needs two")
         if corpus.num_authors < wanted:
             raise ValueError(
                 f"the corpus has {corpus.num_authors} authors, fewer than the {wanted} a batch takes; "
@@ -221,9 +208,7 @@ def _outside_one_work(
 ) -> Int[np.ndarray, "m"]:
     """0 for the chunks of one work per owner, drawn among those with `num_views` chunks or the
     largest there is; 1 for all others."""
-    numbers, first, inverse, sizes = np.unique(
-        works, return_index=True, return_inverse=True, return_counts=True
-    )
+    numbers, first, inverse, sizes = np.unique(works, return_index=True, return_inverse=True, return_counts=True)
     owner_of_work = owners[first]
     order = np.lexsort((rng.random(len(numbers)), -np.minimum(sizes, num_views), owner_of_work))
     ordered = owner_of_work[order]
@@ -323,9 +308,7 @@ class AuthorBatches(Iterator[Batch]):
             raise StopIteration
         if self._iterator is None:
             steps = grain.MapDataset.range(self._step, self._stop)
-            reading = grain.ReadOptions(
-                num_threads=min(self._prefetch, 2), prefetch_buffer_size=self._prefetch
-            )
+            reading = grain.ReadOptions(num_threads=min(self._prefetch, 2), prefetch_buffer_size=self._prefetch)
             self._iterator = iter(steps.map(self.local_batch).to_iter_dataset(reading))
         batch = next(self._iterator)
         self._step += 1
@@ -351,9 +334,7 @@ class AuthorBatches(Iterator[Batch]):
         """
         step = state.get("step", -1)
         if not isinstance(step, (int, np.integer)) or not 0 <= step <= self._stop:
-            raise ValueError(
-                f"iterator state {state} is not {{'step': k}} with k in 0..{self._stop}; check num_steps"
-            )
+            raise ValueError(f"iterator state {state} is not {{'step': k}} with k in 0..{self._stop}; check num_steps")
         self.close()
         self._step = int(step)
 

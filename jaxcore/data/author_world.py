@@ -69,8 +69,7 @@ class AuthorWorldConfig:
             raise ValueError(f"marker_ratio is {self.marker_ratio}; it must exceed 1 (1.5 is the default)")
         if self.num_favourite_topics > self.num_topics:
             raise ValueError(
-                f"num_favourite_topics {self.num_favourite_topics} exceeds num_topics {self.num_topics}; "
-                "lower it"
+                f"num_favourite_topics {self.num_favourite_topics} exceeds num_topics {self.num_topics}; lower it"
             )
 
     @property
@@ -111,9 +110,7 @@ class AuthorWorld:
         spread = authors.standard_normal((config.num_authors, config.num_function_words))
         logits = base.standard_normal(config.num_function_words) + config.function_spread * spread
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        self.function_probabilities: Float[np.ndarray, "authors function"] = weights / weights.sum(
-            -1, keepdims=True
-        )
+        self.function_probabilities: Float[np.ndarray, "authors function"] = weights / weights.sum(-1, keepdims=True)
         self.synonym_preferences: Float[np.ndarray, "authors pairs"] = synonyms.beta(
             config.synonym_concentration,
             config.synonym_concentration,
@@ -227,9 +224,7 @@ class AuthorWorld:
         """Word counts of `contents` as written by `authors`; other authors give counterfactuals."""
         authors = self._check_authors(authors)
         if len(authors) != len(contents.function_counts):
-            raise ValueError(
-                f"{len(authors)} authors for {len(contents.function_counts)} documents; give one each"
-            )
+            raise ValueError(f"{len(authors)} authors for {len(contents.function_counts)} documents; give one each")
         functions = rng.multinomial(contents.function_counts, self.function_probabilities[authors])
         first = rng.binomial(contents.concept_counts, self.synonym_preferences[authors])
         synonyms = np.stack([first, contents.concept_counts - first], axis=-1).reshape(len(authors), -1)
@@ -267,9 +262,7 @@ class AuthorWorld:
             content_counts=counts[:, last:],
         )
 
-    def input_ids(
-        self, words: Int[np.ndarray, "n length"], *, start_token: bool = False
-    ) -> Int[np.ndarray, "n ids"]:
+    def input_ids(self, words: Int[np.ndarray, "n length"], *, start_token: bool = False) -> Int[np.ndarray, "n ids"]:
         """Token ids (int32) of word indices; with `start_token`, a [CLS] in front (for encoders that pool
         it)."""
         ids = words.astype(np.int32) + np.int32(len(SPECIAL_TOKENS))
@@ -356,11 +349,7 @@ def _check_indices(indices: np.ndarray, count: int, what: str) -> np.ndarray:
     if indices.size == 0:
         return indices.astype(np.int64)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(
-            f"{what}s must be a vector of integers, got {indices.dtype} of shape {indices.shape}"
-        )
+        raise ValueError(f"{what}s must be a vector of integers, got {indices.dtype} of shape {indices.shape}")
     if indices.min() < 0 or indices.max() >= count:
-        raise ValueError(
-            f"{what}s run from {indices.min()} to {indices.max()}; the world has {what}s 0..{count - 1}"
-        )
+        raise ValueError(f"{what}s run from {indices.min()} to {indices.max()}; the world has {what}s 0..{count - 1}")
     return indices

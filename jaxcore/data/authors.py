@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CHARACTERS_PER_CALL = (
-    8_000_000  # texts are tokenised in groups of about this size: parallel, and bounded memory
-)
+_CHARACTERS_PER_CALL = 8_000_000  # texts are tokenised in groups of about this size: parallel, and bounded memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +84,7 @@ class AuthorCorpus:
         pairs = self.author_index.astype(np.int64) * len(self.work_names) + self.work_index
         return np.unique(pairs, return_inverse=True)[1]
 
-    def attention_mask(
-        self, chunks: Int[np.ndarray, "n"] | slice = slice(None)
-    ) -> Int[np.ndarray, "n length"]:
+    def attention_mask(self, chunks: Int[np.ndarray, "n"] | slice = slice(None)) -> Int[np.ndarray, "n length"]:
         """1 at tokens, 0 at padding, of the given chunks (all by default)."""
         return attention_mask(self.lengths[chunks], self.max_length)
 
@@ -154,9 +150,7 @@ def _positions(wanted: Iterable[int | str], names: Sequence[str], what: str) -> 
     for item in wanted:
         if isinstance(item, str):
             if item not in by_name:
-                raise ValueError(
-                    f"no {what} {item!r} among {len(names)} (e.g. {', '.join(map(repr, names[:3]))})"
-                )
+                raise ValueError(f"no {what} {item!r} among {len(names)} (e.g. {', '.join(map(repr, names[:3]))})")
             positions.append(by_name[item])
         elif 0 <= item < len(names):
             positions.append(int(item))
@@ -213,9 +207,7 @@ def build_author_corpus(
 def _as_chunker(tokenizer: Any, max_length: int | None) -> Chunker:
     if hasattr(tokenizer, "fingerprint"):
         if max_length not in (None, tokenizer.max_length):
-            raise ValueError(
-                f"max_length {max_length} against the chunker's {tokenizer.max_length}; leave it out"
-            )
+            raise ValueError(f"max_length {max_length} against the chunker's {tokenizer.max_length}; leave it out")
         return tokenizer
     if max_length is None:
         raise ValueError("max_length is missing; give the ids in a chunk, e.g. max_length=512")
@@ -260,9 +252,7 @@ def _chunk_source(
     work_names, work_index = np.unique(np.asarray(works)[keep], return_inverse=True)
     dropped["texts_without_tokens"] = without_tokens
     if any(dropped.values()):
-        logger.info(
-            "author corpus: %s left out", ", ".join(f"{count} {what}" for what, count in dropped.items())
-        )
+        logger.info("author corpus: %s left out", ", ".join(f"{count} {what}" for what, count in dropped.items()))
     arrays = {
         "input_ids": np.concatenate(blocks)[keep],
         "lengths": np.concatenate(lengths)[keep],
@@ -281,9 +271,7 @@ def _kept(
         raise ValueError("no text of the source has a token; give texts of at least a few words")
     keep = np.ones(len(authors), bool)
     if drop_duplicates:
-        _, inverse, counts = np.unique(
-            np.frombuffer(b"".join(hashes), "V16"), return_inverse=True, return_counts=True
-        )
+        _, inverse, counts = np.unique(np.frombuffer(b"".join(hashes), "V16"), return_inverse=True, return_counts=True)
         keep = counts[inverse] == 1
     _, owners = np.unique(np.asarray(authors), return_inverse=True)
     chunks = np.bincount(owners, weights=keep)
@@ -318,9 +306,7 @@ def author_disjoint_split(
     return corpus.select(authors=order[count:].tolist()), corpus.select(authors=order[:count].tolist())
 
 
-def work_disjoint_split(
-    corpus: AuthorCorpus, *, works_per_author: int = 1
-) -> tuple[AuthorCorpus, AuthorCorpus]:
+def work_disjoint_split(corpus: AuthorCorpus, *, works_per_author: int = 1) -> tuple[AuthorCorpus, AuthorCorpus]:
     """(training, test) corpora without a common work of the same author: of each author the last
     `works_per_author` works, by name, are test. An author with no more works than that stays in training.
 
@@ -333,7 +319,5 @@ def work_disjoint_split(
         if len(works) > works_per_author:
             held_out[chunks] = np.isin(corpus.work_index[chunks], works[-works_per_author:])
     if works_per_author < 1 or not held_out.any():
-        raise ValueError(
-            f"no author has more than {works_per_author} works to hold out; split by author instead"
-        )
+        raise ValueError(f"no author has more than {works_per_author} works to hold out; split by author instead")
     return corpus.take(np.flatnonzero(~held_out)), corpus.take(np.flatnonzero(held_out))

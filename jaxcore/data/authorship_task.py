@@ -124,7 +124,7 @@ class AuthorshipTask:
     description: str
     markers: Callable[[int, np.ndarray], np.ndarray] | None = None
     topic_words: Callable[[int, np.ndarray], np.ndarray] | None = None
-    tokenizer: object | None = None
+    tokenizer: Any = None
 
     def batches(self, *, num_steps: int, process_index: int = 0, process_count: int = 1) -> AuthorBatches:
         """This process's training batches."""
@@ -133,9 +133,7 @@ class AuthorshipTask:
         )
 
 
-def open_authorship_task(
-    config: AuthorshipDataConfig, *, seed: int, start_token: bool = False
-) -> AuthorshipTask:
+def open_authorship_task(config: AuthorshipDataConfig, *, seed: int, start_token: bool = False) -> AuthorshipTask:
     """The task that `config` describes.
 
     Args:
@@ -254,8 +252,7 @@ def _describe(
     batches: AuthorBatchConfig,
 ) -> str:
     how = (
-        "trained on the first half of each author's works; support texts from it, queries from the second "
-        "half"
+        "trained on the first half of each author's works; support texts from it, queries from the second half"
         if config.held_out == "works"
         else "test authors are unseen in training; support and query texts from different works"
     )
@@ -266,7 +263,7 @@ def _describe(
     )
 
 
-def _chunker(config: AuthorshipDataConfig, source: Source) -> tuple[Chunker, object | None]:
+def _chunker(config: AuthorshipDataConfig, source: Source) -> tuple[Chunker, Any]:
     if config.representation == "trigrams":
         return TrigramChunker(words_per_chunk=config.words_per_chunk, buckets=config.vocab_size), None
     if config.tokenizer:
@@ -318,9 +315,7 @@ def _corpus_pool(
     """At most half of `texts_per_author` support and half query texts of each author that has both."""
     kept = []
     for chunks in corpus.chunks_by_author:
-        halves = [
-            rng.permutation(chunks[is_query[chunks] == side])[: texts_per_author // 2] for side in (0, 1)
-        ]
+        halves = [rng.permutation(chunks[is_query[chunks] == side])[: texts_per_author // 2] for side in (0, 1)]
         if all(len(half) for half in halves):
             kept += halves
     if not kept:

@@ -57,9 +57,7 @@ def chunk_author_stream(
 class TokenChunker:
     """`chunk_author_stream` with its settings bound."""
 
-    def __init__(
-        self, tokenizer: "PreTrainedTokenizerFast", *, max_length: int, min_tail: float = 0.25
-    ) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", *, max_length: int, min_tail: float = 0.25) -> None:
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token")
         self._tokenizer = tokenizer
@@ -112,9 +110,7 @@ class TrigramChunker:
         min_tail: float = 0.25,
     ) -> None:
         if words_per_chunk < 1:
-            raise ValueError(
-                f"words_per_chunk is {words_per_chunk}; it must be at least 1 (400 is the default)"
-            )
+            raise ValueError(f"words_per_chunk is {words_per_chunk}; it must be at least 1 (400 is the default)")
         if not 0 <= min_tail <= 1:
             raise ValueError(f"min_tail is {min_tail}; it is a share of a chunk, in [0, 1]")
         self._words, self._min_tail = words_per_chunk, min_tail
@@ -163,9 +159,7 @@ def _surrounding_ids(
     """The special tokens that the tokenizer puts before and after a single text, seen on a short one."""
     special = tokenizer.num_special_tokens_to_add(pair=False)
     encoded = np.asarray(tokenizer("a", return_attention_mask=False)["input_ids"], np.int32)
-    bare = np.asarray(
-        tokenizer("a", add_special_tokens=False, return_attention_mask=False)["input_ids"], np.int32
-    )
+    bare = np.asarray(tokenizer("a", add_special_tokens=False, return_attention_mask=False)["input_ids"], np.int32)
     for start in range(special + 1):
         if len(bare) and np.array_equal(encoded[start : start + len(bare)], bare):
             return encoded[:start], encoded[start + len(bare) :]

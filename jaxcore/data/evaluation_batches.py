@@ -68,6 +68,4 @@ def check_process(batch_size: int, process_index: int, process_count: int) -> No
             f"use a multiple of {max(process_count, 1)}"
         )
     if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index {process_index} is not in 0..{process_count - 1}; check the launcher"
-        )
+        raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}; check the launcher")

@@ -34,9 +34,7 @@ def _existing_files(paths: PathLike | Sequence[PathLike]) -> list[pathlib.Path]:
     files = [pathlib.Path(path) for path in several]
     for file in files:
         if not file.is_file():
-            raise ValueError(
-                f"no file at {file}; give the path of an existing file (here: {pathlib.Path.cwd()})"
-            )
+            raise ValueError(f"no file at {file}; give the path of an existing file (here: {pathlib.Path.cwd()})")
     if not files:
         raise ValueError("no files given; name at least one")
     return files
@@ -55,9 +53,7 @@ def _read_bytes(path: pathlib.Path) -> bytes:
         with _open_binary(path) as file:
             return file.read()
     except (OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); is it a complete {path.suffix or 'plain'} file?"
-        ) from error
+        raise ValueError(f"{path} cannot be read ({error}); is it a complete {path.suffix or 'plain'} file?") from error
 
 
 def _file_fingerprint(kind: str, files: Sequence[pathlib.Path], fields: Sequence[Field]) -> str:
@@ -195,9 +191,7 @@ class CsvSource:
     def _parse(self, header: list[str], row: list[str]) -> dict[str, Any]:
         if len(row) != len(header):
             raise ValueError(f"{len(row)} values for {len(header)} columns")
-        return read_record(
-            {name: value or None for name, value in zip(header, row, strict=True)}, self._fields
-        )
+        return read_record({name: value or None for name, value in zip(header, row, strict=True)}, self._fields)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -271,9 +265,7 @@ class ParquetSource:
         for position, column in enumerate(table.schema):
             if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
                 # As bytes: a string that is not UTF-8 would make the whole group unreadable.
-                kind = (
-                    pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary()
-                )
+                kind = pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary()
                 table = table.set_column(position, column.name, table.column(position).cast(kind))
         return table.to_pylist()
 
@@ -334,14 +326,10 @@ class TextFolderSource:
 
     def _list(self) -> Iterator[tuple[pathlib.Path, str, str]]:
         """(file, author, work) of every text, in a fixed order."""
-        nested = sorted(
-            file for file in self._root.rglob("*") if file.parent != self._root and _is_text(file)
-        )
+        nested = sorted(file for file in self._root.rglob("*") if file.parent != self._root and _is_text(file))
         flat = sorted(file for file in self._root.iterdir() if _is_text(file))
         if nested and flat:
-            logger.warning(
-                "%s has a folder per author: its %d loose files are ignored", self._root, len(flat)
-            )
+            logger.warning("%s has a folder per author: its %d loose files are ignored", self._root, len(flat))
         if nested:
             for file in nested:
                 author, *rest = file.relative_to(self._root).parts

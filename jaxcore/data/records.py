@@ -62,9 +62,7 @@ def read_record(values: Any, fields: Sequence[Field]) -> dict[str, Any]:
         value = values.get(field.key)
         if value is None or (isinstance(value, (str, bytes)) and not value.strip()):
             if field.required:
-                raise ValueError(
-                    f"missing field '{field.key}'" if value is None else f"field '{field.key}' is blank"
-                )
+                raise ValueError(f"missing field '{field.key}'" if value is None else f"field '{field.key}' is blank")
             continue
         record[field.name] = _convert(value, field)
     return record
@@ -113,9 +111,7 @@ class RecordScan:
 
     def __init__(self, name: str, max_malformed_rate: float) -> None:
         if not 0 <= max_malformed_rate <= 1:
-            raise ValueError(
-                f"max_malformed_rate is {max_malformed_rate}; it is a share of records, in [0, 1]"
-            )
+            raise ValueError(f"max_malformed_rate is {max_malformed_rate}; it is a share of records, in [0, 1]")
         self.name, self.max_malformed_rate = name, max_malformed_rate
         self.records = 0
         self.malformed: list[MalformedRecord] = []
@@ -144,9 +140,7 @@ class RecordScan:
                 "mend them or raise max_malformed_rate"
             )
         if self.records == bad:
-            raise ValueError(
-                f"{self.name} has no records: the corpus is empty; give a source with at least one"
-            )
+            raise ValueError(f"{self.name} has no records: the corpus is empty; give a source with at least one")
 
 
 def checked_index(index: int, length: int) -> int:

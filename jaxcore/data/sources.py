@@ -119,9 +119,7 @@ class TfdsSource:
             self._records = self._builder.as_data_source(split=split)
         except (ValueError, KeyError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{self._name} cannot be read ({reason}); splits: {sorted(info.splits)}"
-            ) from error
+            raise ValueError(f"{self._name} cannot be read ({reason}); splits: {sorted(info.splits)}") from error
         if not len(self._records):
             raise ValueError(f"{self._name} has no records: the corpus is empty; choose another split")
 
@@ -159,9 +157,7 @@ def _tfds_builder(dataset: Any, data_dir: PathLike | None) -> Any:
         return tfds.builder(name, data_dir=None if data_dir is None else os.fspath(data_dir))
     except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"no TFDS dataset {name} ({reason}); give a registered name or a prepared folder"
-        ) from error
+        raise ValueError(f"no TFDS dataset {name} ({reason}); give a registered name or a prepared folder") from error
 
 
 _BY_EXTENSION = {
@@ -186,9 +182,7 @@ def open_source(spec: PathLike, **options: Any) -> Source:
     if name.startswith("tfds:"):
         dataset, slash, split = name.removeprefix("tfds:").rpartition("/")
         if not slash or not dataset or not split:
-            raise ValueError(
-                f"{name} names no split; write tfds:NAME/SPLIT, e.g. tfds:author_world/seed0/train"
-            )
+            raise ValueError(f"{name} names no split; write tfds:NAME/SPLIT, e.g. tfds:author_world/seed0/train")
         return TfdsSource(dataset, split, **options)
     path = pathlib.Path(name)
     if path.is_dir():

@@ -66,9 +66,7 @@ class AuthorWorldBuilder(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(world, world.test_authors),
         }
 
-    def _generate_examples(
-        self, world: AuthorWorld, authors: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, world: AuthorWorld, authors: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         """Documents author by author, each author from a stream of its own."""
         count = self.builder_config.documents_per_author
         for author in authors:
@@ -116,9 +114,7 @@ class AuthorTextsBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         if not getattr(self.builder_config, "path", ""):
-            raise ValueError(
-                "author_texts needs texts: pass config=AuthorTextsBuilderConfig(name=..., path=...)"
-            )
+            raise ValueError("author_texts needs texts: pass config=AuthorTextsBuilderConfig(name=..., path=...)")
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:

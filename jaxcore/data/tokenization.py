@@ -72,26 +72,19 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> "PreTrainedTokenizerFa
 
     name = os.fspath(path_or_id)
     if name.startswith((".", "/", "~")) and not pathlib.Path(name).expanduser().exists():
-        raise ValueError(
-            f"no tokenizer at {name}: no such folder; give a folder with tokenizer.json, or a hub id"
-        )
+        raise ValueError(f"no tokenizer at {name}: no such folder; give a folder with tokenizer.json, or a hub id")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(os.path.expanduser(name), use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"no tokenizer at {name} ({reason}); "
-            "give a folder with tokenizer.json, or a hub id that can be reached"
+            f"no tokenizer at {name} ({reason}); give a folder with tokenizer.json, or a hub id that can be reached"
         ) from error
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"{name} has no fast tokenizer ({type(tokenizer).__name__}); convert it to tokenizer.json"
-        )
+        raise ValueError(f"{name} has no fast tokenizer ({type(tokenizer).__name__}); convert it to tokenizer.json")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ValueError(
-                f"the tokenizer {name} has neither a padding nor an end token; set pad_token in its files"
-            )
+            raise ValueError(f"the tokenizer {name} has neither a padding nor an end token; set pad_token in its files")
         logger.info("the tokenizer %s has no padding token: its end token is used", name)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -121,9 +114,7 @@ def train_tokenizer(
         raise ValueError(f"unknown tokenizer kind {kind!r}; choose wordpiece, bpe or word")
     least = len(_SPECIAL_TOKENS) + {"wordpiece": 2, "bpe": 256, "word": 1}[kind]
     if vocab_size < least:
-        raise ValueError(
-            f"vocab_size {vocab_size} is too small for a {kind} tokenizer; give at least {least}"
-        )
+        raise ValueError(f"vocab_size {vocab_size} is too small for a {kind} tokenizer; give at least {least}")
     texts = list(texts)
     if not any(text.strip() for text in texts):
         raise ValueError("no text to train a tokenizer on; give at least one word")
@@ -219,9 +210,7 @@ def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
     if missing:
         raise ValueError(f"the vocabulary lacks the special tokens {', '.join(missing)}; put them in front")
     if len(set(words)) != len(words):
-        raise ValueError(
-            f"the vocabulary has {len(words) - len(set(words))} words twice; every word needs one id"
-        )
+        raise ValueError(f"the vocabulary has {len(words) - len(set(words))} words twice; every word needs one id")
     vocabulary = {word: index for index, word in enumerate(words)}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

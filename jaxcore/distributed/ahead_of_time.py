@@ -59,9 +59,7 @@ def describe_topology(name: str) -> DescribedTopology:
     """
     topology = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
-        raise ValueError(
-            f"compiling for {name} needs libtpu, which is not installed; pip install 'jaxcore[tpu]'"
-        )
+        raise ValueError(f"compiling for {name} needs libtpu, which is not installed; pip install 'jaxcore[tpu]'")
     if coordination.tpu_backend_exists():
         raise ValueError(
             f"compiling for {name}: this process already runs on a TPU; start a process of its own for it, "
@@ -79,9 +77,7 @@ def describe_topology(name: str) -> DescribedTopology:
         devices = topologies.get_topology_desc(topology.slice_name, platform="tpu", **settings).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"topology {name!r} does not exist ({reason}); try v5e:4x4, v5p:2x2x4 or v6e:8x8"
-        ) from error
+        raise ValueError(f"topology {name!r} does not exist ({reason}); try v5e:4x4, v5p:2x2x4 or v6e:8x8") from error
     return DescribedTopology(topology, tuple(devices))
 
 
@@ -194,9 +190,7 @@ def compile_step(
         "versions": _versions(),
     }
     if executable is None:
-        empty: dict[str, Any] = dict.fromkeys(
-            ("argument_bytes", "output_bytes", "temporary_bytes", "alias_bytes"), 0
-        )
+        empty: dict[str, Any] = dict.fromkeys(("argument_bytes", "output_bytes", "temporary_bytes", "alias_bytes"), 0)
         return CompiledStep(
             **shared,
             **empty,

@@ -107,10 +107,7 @@ def chip_for_device_kind(device_kind: str) -> Chip | None:
     """The chip behind ``jax.Device.device_kind`` (longest matching prefix), or None for one not in the
     table."""
     matches = [
-        (len(prefix), chip)
-        for chip in CHIPS.values()
-        for prefix in chip.device_kinds
-        if device_kind.startswith(prefix)
+        (len(prefix), chip) for chip in CHIPS.values() for prefix in chip.device_kinds if device_kind.startswith(prefix)
     ]
     return max(matches, key=lambda match: match[0])[1] if matches else None
 
@@ -176,8 +173,7 @@ def parse_topology(name: str) -> Topology:
     shape = tuple(map(int, shape_text.split("x")))
     if len(shape) != chip.torus_axes:
         raise ValueError(
-            f"topology {name!r}: {chip_name} has {chip.torus_axes} axes, got {len(shape)}; write for example "
-            f"{example}"
+            f"topology {name!r}: {chip_name} has {chip.torus_axes} axes, got {len(shape)}; write for example {example}"
         )
     num_slices = int(slices_text or 1)
     if min(shape) < 1 or num_slices < 1:

@@ -60,9 +60,7 @@ def total_by_kind(collectives: Iterable[Collective]) -> dict[str, CollectiveTota
     totals: dict[str, CollectiveTotal] = {}
     for item in collectives:
         before = totals.get(item.kind, CollectiveTotal(0, 0))
-        totals[item.kind] = CollectiveTotal(
-            before.count + item.executions, before.bytes + item.bytes * item.executions
-        )
+        totals[item.kind] = CollectiveTotal(before.count + item.executions, before.bytes + item.bytes * item.executions)
     return totals
 
 

@@ -54,8 +54,7 @@ def enable_compilation_cache(
         reason = "no write permission"
     if not writable:
         warnings.warn(
-            f"compilation cache {folder} cannot be used ({reason}); compiling without it. Set "
-            "JAXCORE_CACHE_DIR.",
+            f"compilation cache {folder} cannot be used ({reason}); compiling without it. Set JAXCORE_CACHE_DIR.",
             stacklevel=2,
         )
         return None

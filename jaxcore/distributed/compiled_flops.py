@@ -34,9 +34,7 @@ def _operand_dims(module: HloModule, computation: str, line: Instruction, index:
 
 def _dot(module: HloModule, computation: str, line: Instruction) -> int:
     lhs = _operand_dims(module, computation, line, 0)
-    axes = [
-        int(axis) for axis in (line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "").split(",") if axis
-    ]
+    axes = [int(axis) for axis in (line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "").split(",") if axis]
     return 2 * math.prod(shape_dims(line.shape)) * math.prod(lhs[axis] for axis in axes)
 
 

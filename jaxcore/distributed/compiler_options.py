@@ -60,9 +60,7 @@ CANDIDATES: tuple[CandidateOption, ...] = (
         "pipelines parameter gathers across scan steps, with the next two",
         "off; set all three or none",
     ),
-    CandidateOption(
-        "xla_should_add_loop_invariant_op_in_chain", "enabled", ("v5e", "v5p", "v6e"), "see above", "off"
-    ),
+    CandidateOption("xla_should_add_loop_invariant_op_in_chain", "enabled", ("v5e", "v5p", "v6e"), "see above", "off"),
     CandidateOption("xla_tpu_enable_ici_ag_pipelining", True, ("v5e", "v5p", "v6e"), "see above", "off"),
     CandidateOption(
         "xla_latency_hiding_scheduler_rerun",
@@ -122,13 +120,10 @@ def check_flag_environment(environment: Mapping[str, str] = os.environ) -> None:
     for flag in environment.get("XLA_FLAGS", "").split():
         name = flag.lstrip("-").partition("=")[0]
         if name in _RETIRED_GPU_FLAGS:
-            raise ValueError(
-                f"XLA_FLAGS has --{name}, which no longer exists and would abort the process; remove it"
-            )
+            raise ValueError(f"XLA_FLAGS has --{name}, which no longer exists and would abort the process; remove it")
         if name.startswith(("xla_tpu_", "megascale_")):
             raise ValueError(
-                f"XLA_FLAGS has the TPU flag --{name}, which aborts the process; pass it as a compiler "
-                "option instead"
+                f"XLA_FLAGS has the TPU flag --{name}, which aborts the process; pass it as a compiler option instead"
             )
 
 

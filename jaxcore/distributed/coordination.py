@@ -30,14 +30,8 @@ class BarrierTimeout(TimeoutError):
     unknown)."""
 
     def __init__(self, name: str, timeout_seconds: float, missing: list[int]):
-        who = (
-            f"process(es) {', '.join(map(str, missing))} did not arrive"
-            if missing
-            else "not every process arrived"
-        )
-        super().__init__(
-            f"barrier {name!r}: {who} within {timeout_seconds:g} s; look at the logs of those hosts first"
-        )
+        who = f"process(es) {', '.join(map(str, missing))} did not arrive" if missing else "not every process arrived"
+        super().__init__(f"barrier {name!r}: {who} within {timeout_seconds:g} s; look at the logs of those hosts first")
         self.missing = missing
 
 
@@ -73,9 +67,7 @@ def process_count() -> int:
 
 def _client() -> distributed._jax.DistributedRuntimeClient:
     if not has_client():
-        raise RuntimeError(
-            "no coordination client; call jaxcore.distributed.start() before touching a device"
-        )
+        raise RuntimeError("no coordination client; call jaxcore.distributed.start() before touching a device")
     return distributed.global_state.client
 
 

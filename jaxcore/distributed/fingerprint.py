@@ -95,15 +95,12 @@ def compare_fingerprints(stage: str, fields: Mapping[str, str], *, timeout_secon
         return
     prefix = f"jaxcore/fingerprint/{stage}/"
     rank = coordination.process_id()
-    coordination.publish(
-        f"{prefix}{rank}", json.dumps({"host": socket.gethostname(), "fields": dict(fields)})
-    )
+    coordination.publish(f"{prefix}{rank}", json.dumps({"host": socket.gethostname(), "fields": dict(fields)}))
     coordination.barrier(f"fingerprint {stage} published", timeout_seconds)
     verdict_key = f"jaxcore/fingerprint-verdict/{stage}"
     if rank == 0:
         published = {
-            int(key.rsplit("/", 1)[1]): json.loads(value)
-            for key, value in coordination.read_all(prefix).items()
+            int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in coordination.read_all(prefix).items()
         }
         coordination.publish(verdict_key, json.dumps(differences(published)))
     problems = json.loads(coordination.wait_for(verdict_key, timeout_seconds))
@@ -123,9 +120,7 @@ def differences(published: Mapping[int, Mapping]) -> list[str]:
     names = sorted({name for entry in published.values() for name in entry["fields"]})
     for name in names:
         values = {rank: entry["fields"].get(name, "absent") for rank, entry in sorted(published.items())}
-        usual = collections.Counter(values.values()).most_common(1)[0][
-            0
-        ]  # ties: first seen, which is process 0's
+        usual = collections.Counter(values.values()).most_common(1)[0][0]  # ties: first seen, which is process 0's
         problems += [
             f"process {rank} on {published[rank]['host']}: {name} is {value!r}, elsewhere {usual!r}"
             for rank, value in values.items()

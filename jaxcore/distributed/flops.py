@@ -62,9 +62,7 @@ class FlopCount:
         return dataclasses.replace(self, hardware=self.hardware * times, recomputed=self.recomputed * times)
 
 
-def count_flops(
-    function: Callable[..., Any], *args: Any, assumed_trips: int | None = None, **kwargs: Any
-) -> FlopCount:
+def count_flops(function: Callable[..., Any], *args: Any, assumed_trips: int | None = None, **kwargs: Any) -> FlopCount:
     """FLOPs of ``function(*args, **kwargs)``, without running or compiling it.
 
     Args:
@@ -200,9 +198,7 @@ def _inner_flops(eqn: Any, known: dict[Any, int], again: bool, assumed: int) -> 
             return count * trips
         return count * assumed + FlopCount(unknown_loops=1)
     if name == "cond":
-        return max(
-            (walk(branch, eqn.invars[1:]) for branch in params["branches"]), key=lambda count: count.hardware
-        )
+        return max((walk(branch, eqn.invars[1:]) for branch in params["branches"]), key=lambda count: count.hardware)
     if name == "shard_map":
         axes = params.get("newly_manual_axes") or params.get("manual_axes") or params["mesh"].axis_names
         return walk(params["jaxpr"], eqn.invars) * math.prod(params["mesh"].shape[axis] for axis in axes)

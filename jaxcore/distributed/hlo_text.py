@@ -17,9 +17,7 @@ _DTYPE_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s*(?:\([^=]*|\{$)")
 _NAME = re.compile(r"^\s+(ROOT\s+)?%?([\w.\-]+) = ")
-_CALLED = re.compile(
-    r"\b(?:calls|to_apply|called_computations|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))"
-)
+_CALLED = re.compile(r"\b(?:calls|to_apply|called_computations|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +92,7 @@ class HloModule:
                 for called in _called(line):
                     yield from self._walk(called, caller, executions, known)
             elif line.opcode in ("call", "conditional"):
-                branches = _called(line) + re.findall(
-                    r"(?:true|false)_computation=%?([\w.\-]+)", line.attributes
-                )
+                branches = _called(line) + re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line.attributes)
                 for called in branches:
                     yield from self._walk(called, called, executions, known)
 
@@ -193,9 +189,7 @@ def _parse_line(line: str) -> Instruction | None:
     operands = re.findall(r"%([\w.\-]+)", arguments) or [
         part.split()[-1] for part in arguments.split(",") if part.strip() and not part.strip()[0].isdigit()
     ]
-    return Instruction(
-        name.group(2), shape, opcode, tuple(operands), rest[end + 1 :], bool(name.group(1)), arguments
-    )
+    return Instruction(name.group(2), shape, opcode, tuple(operands), rest[end + 1 :], bool(name.group(1)), arguments)
 
 
 def _closing(text: str) -> int:
@@ -221,15 +215,8 @@ def _constant(line: Instruction | None) -> int | None:
     return int(line.arguments)
 
 
-def _test(
-    counter: Instruction | None, limit: int | None, direction: str | None
-) -> tuple[int, str, int] | None:
-    if (
-        counter is None
-        or counter.opcode != "get-tuple-element"
-        or limit is None
-        or direction not in ("LT", "LE")
-    ):
+def _test(counter: Instruction | None, limit: int | None, direction: str | None) -> tuple[int, str, int] | None:
+    if counter is None or counter.opcode != "get-tuple-element" or limit is None or direction not in ("LT", "LE"):
         return None
     return int(counter.attribute(r"index=(\d+)") or 0), direction, limit
 

@@ -64,8 +64,7 @@ def _resolve(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
         sizes[sizes.index(-1)] = num_devices // fixed
     elif fixed != num_devices:
         raise ValueError(
-            f"mesh ({text}) needs {fixed} devices, found {num_devices}; set one axis to -1 to take all that "
-            "remain"
+            f"mesh ({text}) needs {fixed} devices, found {num_devices}; set one axis to -1 to take all that remain"
         )
     return tuple(sizes)
 
@@ -76,8 +75,7 @@ def _arrange(shape: tuple[int, ...], devices: list[jax.Device], num_slices: int)
         return _arrange_slice(shape, devices)
     if shape[0] % num_slices:
         raise ValueError(
-            f"replica={shape[0]} does not span {num_slices} slices; set mesh.replica to a multiple of "
-            f"{num_slices}"
+            f"replica={shape[0]} does not span {num_slices} slices; set mesh.replica to a multiple of {num_slices}"
         )
     within = (shape[0] // num_slices, *shape[1:])
     try:

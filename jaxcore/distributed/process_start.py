@@ -132,14 +132,10 @@ def start(
     explicit = _explicit_settings(config)
     cache_dir = None
     if config.compilation_cache:
-        cache_dir = enable_compilation_cache(
-            config.cache_dir, min_compile_seconds=config.cache_min_compile_seconds
-        )
+        cache_dir = enable_compilation_cache(config.cache_dir, min_compile_seconds=config.cache_min_compile_seconds)
     method = _join(config, explicit)
     if coordination.process_count() > 1:
-        compare_fingerprints(
-            "software", software_fingerprint(config_hash=config_hash, compiler_options=options)
-        )
+        compare_fingerprints("software", software_fingerprint(config_hash=config_hash, compiler_options=options))
         compare_fingerprints("hardware", hardware_fingerprint())
     watchdog = Watchdog(config.watchdog, rank=coordination.process_id(), report_dir=report_dir).start()
     return ProcessInfo(
@@ -214,9 +210,7 @@ def _explicit_settings(config: StartConfig) -> _Explicit | None:
         given = {"coordinator": address, "num_processes": count, "process_id": rank}
         missing = [name for name, value in given.items() if value is None]
         variables = ", ".join(f"JAXCORE_{name.upper()}" for name in missing)
-        raise ValueError(
-            f"{' and '.join(missing)} missing for an explicit start; give all three or none ({variables})"
-        )
+        raise ValueError(f"{' and '.join(missing)} missing for an explicit start; give all three or none ({variables})")
     if not re.fullmatch(r"\S+:\d+", address):
         raise ValueError(f"coordinator {address!r} is not host:port, for example 10.0.0.1:8476")
     if not 0 <= rank < count:
@@ -242,9 +236,7 @@ def _platform_allows(platform: str) -> bool:
 
 def _refuse_proxies(coordinator: str | None) -> None:
     """Proxy variables can hang the connection to the coordinator, unless ``no_proxy`` names its host."""
-    proxies = [
-        name for name in os.environ if re.fullmatch(r"(?!no_)\w+_proxy", name.lower()) and os.environ[name]
-    ]
+    proxies = [name for name in os.environ if re.fullmatch(r"(?!no_)\w+_proxy", name.lower()) and os.environ[name]]
     exempt = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY", _NO_GRPC_PROXY))
     host = (coordinator or "").rsplit(":", 1)[0]
     if proxies and not (host and host in exempt.replace(" ", "").split(",")):

@@ -113,9 +113,7 @@ def torus_bandwidth(topology: Topology) -> float:
     return sum(axes or [1]) * topology.chip.link_bandwidth
 
 
-def gradient_seconds(
-    parameters: float, topology: Topology, *, layout: Literal["data", "fsdp"] = "data"
-) -> float:
+def gradient_seconds(parameters: float, topology: Topology, *, layout: Literal["data", "fsdp"] = "data") -> float:
     """Parameter traffic of one step.
 
     Data parallel: ``2 P g`` (an all-reduce). FSDP: ``P (2 s + g)`` (two gathers, one scatter). Several
@@ -128,9 +126,7 @@ def gradient_seconds(
     return seconds + across / topology.chip.network_bandwidth
 
 
-def rows_to_be_compute_bound(
-    chip: Chip, *, axes: int, wrap: bool, attainable: float = 1.0
-) -> tuple[float, float]:
+def rows_to_be_compute_bound(chip: Chip, *, axes: int, wrap: bool, attainable: float = 1.0) -> tuple[float, float]:
     """Rows per chip from which the loss's matmuls take longer than its communication: (all-gather, one-way
     ring).
 
@@ -225,9 +221,7 @@ def contrastive_parts(
     between = (slices - 1) / slices * batch * width * VALUE_BYTES / topology.chips_per_slice
     shards = topology.chips_per_slice if workload.parameter_layout == "fsdp" else 1
     return (
-        Part(
-            "encoder matmul", encoder / speed, "fewer tokens per row, less rematerialisation, or more chips"
-        ),
+        Part("encoder matmul", encoder / speed, "fewer tokens per row, less rematerialisation, or more chips"),
         Part("loss matmul", loss / speed, "fewer rows per chip"),
         Part(
             "loss exchange",
@@ -266,9 +260,7 @@ def collective_seconds(collective: Collective, step: CompiledStep) -> float:
         hops = max(_hops(step, group[at], group[at + 1]) for at in range(0, len(group), 2))
         return collective.executions * (hops * collective.bytes / chip.link_bandwidth + HOP_SECONDS)
     bandwidth, hops = _group_bandwidth(step, group)
-    times = {"all-reduce": 2.0, "all-to-all": size / 4, "ragged-all-to-all": size / 4}.get(
-        collective.kind, 1.0
-    )
+    times = {"all-reduce": 2.0, "all-to-all": size / 4, "ragged-all-to-all": size / 4}.get(collective.kind, 1.0)
     seconds = times * gather_seconds(collective.bytes, chips=size, bandwidth=bandwidth, hops=hops)
     return collective.executions * seconds
 
@@ -318,8 +310,7 @@ def predict_compiled(step: CompiledStep, *, attainable: float = ATTAINABLE) -> P
         by_kind[item.kind] = by_kind.get(item.kind, 0.0) + collective_seconds(item, step)
     parts = [Part("matmul", work / (chip.peak_flops * attainable), "less rematerialisation, or more chips")]
     parts += [
-        Part(kind, seconds, "more rows per chip, or another mesh shape")
-        for kind, seconds in sorted(by_kind.items())
+        Part(kind, seconds, "more rows per chip, or another mesh shape") for kind, seconds in sorted(by_kind.items())
     ]
     state = (step.argument_bytes + step.output_bytes) / chip.memory_bandwidth
     parts.append(Part("state in memory", state, "shard the state (mesh.fsdp)"))
@@ -388,30 +379,19 @@ def _flops_line(step: CompiledStep) -> str:
     return (
         f"FLOPs    {_engineering(step.model_flops_per_chip)} model / "
         f"{_engineering(step.hardware_flops_per_chip)} hardware per chip"
-        + (
-            f"  ({_engineering(step.compiled_flops_per_chip)} as compiled)"
-            if step.executable is not None
-            else ""
-        )
+        + (f"  ({_engineering(step.compiled_flops_per_chip)} as compiled)" if step.executable is not None else "")
     )
 
 
 def _collectives_text(step: CompiledStep) -> str:
     totals = sorted(step.collective_totals.items(), key=lambda item: -item[1].bytes)
-    return (
-        ", ".join(f"{kind} {_bytes(total.bytes)} in {total.count}" for kind, total in totals)
-        or "no collectives"
-    )
+    return ", ".join(f"{kind} {_bytes(total.bytes)} in {total.count}" for kind, total in totals) or "no collectives"
 
 
 def _prediction_line(step: CompiledStep, attainable: float) -> str:
     assert step.topology is not None
     prediction = predict_compiled(step, attainable=attainable)
-    bound = (
-        step.model_flops_per_chip / (prediction.lower * step.topology.chip.peak_flops)
-        if prediction.lower
-        else 0.0
-    )
+    bound = step.model_flops_per_chip / (prediction.lower * step.topology.chip.peak_flops) if prediction.lower else 0.0
     cause = prediction.bottleneck
     return (
         f"predict  {_seconds(prediction.lower)} (overlap) .. {_seconds(prediction.upper)} (none)   "
@@ -424,9 +404,7 @@ def _warnings(step: CompiledStep) -> list[str]:
     share = step.hardware_flops_per_chip
     if step.executable is not None and share and step.compiled_flops_per_chip > 1.1 * share:
         ratio = step.compiled_flops_per_chip / share
-        lines.append(
-            f"warning  each chip runs {ratio:.1f} times its share of the matmuls: work is replicated"
-        )
+        lines.append(f"warning  each chip runs {ratio:.1f} times its share of the matmuls: work is replicated")
     if step.flops.unknown_loops or not all(item.trip_count_known for item in step.collectives):
         lines.append("warning  a loop of unknown length was counted once")
     if step.flops.opaque:

@@ -59,9 +59,7 @@ def partition_spec(
     entries: list[Any] = []
     for name, size in zip(names, shape, strict=True):
         if name is not None and name not in meaning:
-            raise ValueError(
-                f"logical axis {name!r} has no rule; known: {', '.join(meaning)}; add it to the rules"
-            )
+            raise ValueError(f"logical axis {name!r} has no rule; known: {', '.join(meaning)}; add it to the rules")
         target = meaning[name] if name is not None else None
         wanted = (target,) if isinstance(target, str) else tuple(target or ())
         axes = tuple(axis for axis in wanted if axis not in used)
@@ -104,9 +102,7 @@ def tree_shardings(abstract_boxed_tree: Any, mesh: Mesh, rules: Rules = DEFAULT_
 
         return jax.tree.map(one, value)
 
-    return jax.tree.map(
-        sharding, abstract_boxed_tree, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
-    )
+    return jax.tree.map(sharding, abstract_boxed_tree, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata))
 
 
 def jit_on_mesh(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:

@@ -50,9 +50,7 @@ class Watchdog:
     shell's Ctrl-Z, a sleeping laptop) is not counted.
     """
 
-    def __init__(
-        self, config: WatchdogConfig, *, rank: int = 0, report_dir: str | os.PathLike[str] | None = None
-    ):
+    def __init__(self, config: WatchdogConfig, *, rank: int = 0, report_dir: str | os.PathLike[str] | None = None):
         self._config = config
         self._rank = rank
         self._report_dir = Path(report_dir) if report_dir is not None else None
@@ -97,11 +95,7 @@ class Watchdog:
     def phase(self, name: str, limit_seconds: float | None = None) -> Iterator[None]:
         """Inside the block, `limit_seconds` without progress are allowed (default by name:
         `PHASE_LIMITS`)."""
-        limit = (
-            PHASE_LIMITS.get(name, self._config.first_step_timeout)
-            if limit_seconds is None
-            else limit_seconds
-        )
+        limit = PHASE_LIMITS.get(name, self._config.first_step_timeout) if limit_seconds is None else limit_seconds
         with self._lock:
             self._phases.append((name, limit))
             self._progress, self._clean_interval = time.monotonic(), False
@@ -138,11 +132,7 @@ class Watchdog:
                 if stopped > _STOPPED_SECONDS:
                     self._progress += stopped
                 waited, limit = now - self._progress, self._limit()
-                phase = (
-                    self._phases[-1][0]
-                    if self._phases
-                    else ("step" if self._beaten else "before the first step")
-                )
+                phase = self._phases[-1][0] if self._phases else ("step" if self._beaten else "before the first step")
             if waited > limit:
                 self._give_up(waited, limit, phase)
 

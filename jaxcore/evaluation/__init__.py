@@ -25,13 +25,13 @@ from jaxcore.evaluation.attribution_accuracy import (
     nway_grid,
     nway_protocol,
 )
+from jaxcore.evaluation.author_pairs import sample_author_pairs
 from jaxcore.evaluation.authorship import (
     AuthorshipEvaluationConfig,
     AuthorshipMeasurements,
     evaluate_authorship,
     query_targets,
 )
-from jaxcore.evaluation.author_pairs import sample_author_pairs
 from jaxcore.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
 from jaxcore.evaluation.claims import Claim, Claims, Measured, RunValues, Verdict, judge, judge_single_run
 from jaxcore.evaluation.clustering import (
@@ -65,8 +65,6 @@ from jaxcore.evaluation.verification import (
 __all__ = [
     "AuthorshipEvaluationConfig",
     "AuthorshipMeasurements",
-    "evaluate_authorship",
-    "query_targets",
     "BCubed",
     "Claim",
     "Claims",
@@ -92,6 +90,7 @@ __all__ = [
     "calibrate_unanswered",
     "centroid_attribution",
     "cosine_links",
+    "evaluate_authorship",
     "f05u",
     "f05u_published_2020",
     "fit_verification_head",
@@ -108,6 +107,7 @@ __all__ = [
     "paired_permutation_test",
     "paired_t_test",
     "pointing_game",
+    "query_targets",
     "read_pan_answers",
     "read_pan_truth",
     "sample_author_pairs",

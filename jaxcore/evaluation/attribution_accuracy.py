@@ -70,8 +70,7 @@ def anchor_replica_accuracy(
     """
     if np.ndim(anchors) != 2 or np.shape(anchors) != np.shape(replicas):
         raise ValueError(
-            f"anchors and replicas must both be [authors, dim], got {np.shape(anchors)} and "
-            f"{np.shape(replicas)}"
+            f"anchors and replicas must both be [authors, dim], got {np.shape(anchors)} and {np.shape(replicas)}"
         )
     positive_integer("top_k", top_k)
     scores = centroid_attribution(jnp.asarray(anchors)[:, None], replicas)
@@ -229,13 +228,9 @@ def macro_f1_open_set(true: Sequence, predicted: Sequence, *, unknown: Any) -> f
     """
     true, predicted = list(true), list(predicted)
     same_length(true=true, predicted=predicted)
-    known = {
-        author: code for code, author in enumerate(dict.fromkeys(a for a in true if a != unknown), start=1)
-    }
+    known = {author: code for code, author in enumerate(dict.fromkeys(a for a in true if a != unknown), start=1)}
     if not known:
-        raise ValueError(
-            f"no true author besides {unknown!r} among {len(true)} texts; F1 has no class to average"
-        )
+        raise ValueError(f"no true author besides {unknown!r} among {len(true)} texts; F1 has no class to average")
     gold, silver = ([known.get(author, 0) for author in side] for side in (true, predicted))
     return float(f1_score(gold, silver, labels=list(known.values()), average="macro", zero_division=0))
 
@@ -310,9 +305,7 @@ def _text_pool(embeddings: Any, authors: Any, support_mask: Any, query_mask: Any
     return _TextPool(vectors, names, order, starts, counts, codes, masks[0], masks[1])
 
 
-def _eligible(
-    pool: _TextPool, num_candidates: int, num_support: int, num_queries: int
-) -> Int[np.ndarray, "k"]:
+def _eligible(pool: _TextPool, num_candidates: int, num_support: int, num_queries: int) -> Int[np.ndarray, "k"]:
     """Authors whose texts allow S for support and Q others as queries (Hall's condition for two sets)."""
 
     def texts_of_authors(allowed: np.ndarray) -> np.ndarray:

@@ -161,9 +161,7 @@ def verification_of_pools(
     rng = np.random.default_rng([seed, 3])
     features, labels = {}, {}
     for name, pool, vectors in (("training", task.training, training), ("test", task.test, test)):
-        left, right, labels[name] = sample_author_pairs(
-            pool.authors, pool.is_query, num_pairs=config.pairs, rng=rng
-        )
+        left, right, labels[name] = sample_author_pairs(pool.authors, pool.is_query, num_pairs=config.pairs, rng=rng)
         features[name] = np.asarray(pair_features(vectors[left], vectors[right], mode="concat"))
     head = fit_verification_head(features["training"], labels["training"])
     scores = verification_metrics(labels["test"], head.probabilities(features["test"]))
@@ -214,9 +212,7 @@ def query_targets(
     """
     rng = np.random.default_rng([seed, 5])
     names = np.unique(pool.authors)
-    support = [
-        rng.permutation(np.flatnonzero((pool.authors == name) & ~pool.is_query))[:num_support] for name in names
-    ]
+    support = [rng.permutation(np.flatnonzero((pool.authors == name) & ~pool.is_query))[:num_support] for name in names]
     fewest = min(len(rows) for rows in support)
     centroids = np.stack([embeddings[rows[:fewest]].mean(axis=0) for rows in support])
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)

@@ -76,9 +76,7 @@ def bootstrap_interval(
     level, resamples = fraction("level", level), positive_integer("resamples", resamples, minimum=100)
     codes = _unit_codes(rows, groups)
     units = np.arange(codes.max() + 1)
-    of_units = (
-        _mean_of_units(rows, codes) if statistic is None else _statistic_of_units(rows, codes, statistic)
-    )
+    of_units = _mean_of_units(rows, codes) if statistic is None else _statistic_of_units(rows, codes, statistic)
     estimate = float(of_units(units))
     if not np.isfinite(estimate):
         raise ValueError(f"the statistic is {estimate} on the data; it must be a finite number")

@@ -179,9 +179,7 @@ def _values(side: Measured, runs: Mapping[str, Sequence[RunValues]], paired_samp
     for run in runs[side.variant]:
         table = run.samples if paired_samples else run.metrics
         if side.metric not in table:
-            raise ValueError(
-                f"metric {side.metric!r} was not measured by {side.variant!r}: there are {sorted(table)}"
-            )
+            raise ValueError(f"metric {side.metric!r} was not measured by {side.variant!r}: there are {sorted(table)}")
         measured = table[side.metric]
         values.extend(np.atleast_1d(np.asarray(measured, np.float64)).tolist())
     if not values or not np.all(np.isfinite(values)):

@@ -187,9 +187,7 @@ def _unit_rows(embeddings: Any) -> Float[np.ndarray, "n dim"]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not norms.all():
         zero = int(np.flatnonzero(norms[:, 0] == 0)[0])
-        raise ValueError(
-            f"embeddings has a zero vector (row {zero}), whose cosine is undefined; drop that text"
-        )
+        raise ValueError(f"embeddings has a zero vector (row {zero}), whose cosine is undefined; drop that text")
     return rows / norms
 
 
@@ -221,9 +219,7 @@ def _checked_threshold(threshold: float) -> float:
 def _parallel_labels(true: Any, predicted: Any) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """Codes of both labellings over the documents of `true`, missing predictions as new singletons."""
     if isinstance(true, Mapping) != isinstance(predicted, Mapping):
-        raise ValueError(
-            "true and predicted must both be mappings, or both be lists of labels; one is a mapping"
-        )
+        raise ValueError("true and predicted must both be mappings, or both be lists of labels; one is a mapping")
     if isinstance(true, Mapping):
         strangers = [document for document in predicted if document not in true]
         if strangers:
@@ -236,9 +232,7 @@ def _parallel_labels(true: Any, predicted: Any) -> tuple[Int[np.ndarray, "n"], I
         true, predicted = _as_list(true), _as_list(predicted)
     same_length(true=true, predicted=predicted)
     if not true or any(label is None for label in true):
-        raise ValueError(
-            f"true must hold a label for every document and at least one document, got {len(true)}"
-        )
+        raise ValueError(f"true must hold a label for every document and at least one document, got {len(true)}")
     return _codes_in_order(true), _codes_in_order(
         [("missing", i) if label is None else ("cluster", label) for i, label in enumerate(predicted)]
     )

@@ -31,9 +31,7 @@ def finite_array(name: str, values: Any, *, ndim: int | None = None) -> Float[np
         raise ValueError(f"{name} is empty (shape {array.shape}); pass at least one row")
     bad = int(np.size(array) - np.count_nonzero(np.isfinite(array)))
     if bad:
-        raise ValueError(
-            f"{name} has {bad} NaN or infinite values of {array.size}; drop or repair those rows"
-        )
+        raise ValueError(f"{name} has {bad} NaN or infinite values of {array.size}; drop or repair those rows")
     return array
 
 
@@ -72,9 +70,7 @@ def both_classes(name: str, labels: Bool[np.ndarray, "n"]) -> None:
         ValueError: all labels are 0, or all are 1.
     """
     if labels.all() or not labels.any():
-        raise ValueError(
-            f"{name} holds only class {int(labels[0])} ({labels.size} rows); AUC needs both classes"
-        )
+        raise ValueError(f"{name} holds only class {int(labels[0])} ({labels.size} rows); AUC needs both classes")
 
 
 def same_length(**arrays: Any) -> None:

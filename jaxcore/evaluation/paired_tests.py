@@ -71,9 +71,7 @@ def paired_t_test(
     differences = _differences(a, b, alternative)
     centred = differences - float(margin)
     if _no_spread(differences):
-        statistic, p_value = _limit_of_t(
-            float(centred.mean()), alternative, scale=float(np.abs(differences).max())
-        )
+        statistic, p_value = _limit_of_t(float(centred.mean()), alternative, scale=float(np.abs(differences).max()))
     else:
         test = stats.ttest_1samp(centred, 0.0, alternative=alternative)
         statistic, p_value = float(test.statistic), float(test.pvalue)

@@ -104,9 +104,7 @@ def c_at_1(labels: Shaped[ArrayLike, "n"], probabilities: Float[ArrayLike, "n"])
     return float(_c_at_1(_outcomes(*_checked(labels, probabilities))))
 
 
-def verification_f1(
-    labels: Shaped[ArrayLike, "n"], probabilities: Float[ArrayLike, "n"], *, year: int = 2021
-) -> float:
+def verification_f1(labels: Shaped[ArrayLike, "n"], probabilities: Float[ArrayLike, "n"], *, year: int = 2021) -> float:
     """F1 of the class "same author": `2 TP / (2 TP + FP + FN)`, 0 when the denominator is.
 
     2020 to 2023: over the answered problems only. From 2024 on 0.5 is a negative decision, so that an

@@ -80,9 +80,7 @@ def row_statistics(
 
 
 def _block_statistics(rows: Side, columns: Side, temperature: Float[Array, ""]) -> RowStatistics:
-    logits = (
-        jnp.einsum("id,jd->ij", rows.vectors, columns.vectors, preferred_element_type=jnp.float32) / temperature
-    )
+    logits = jnp.einsum("id,jd->ij", rows.vectors, columns.vectors, preferred_element_type=jnp.float32) / temperature
     same_item = (rows.ids[:, None] == columns.ids[None, :]) & (rows.ids[:, None] >= 0)
     positive = (rows.labels[:, None] == columns.labels[None, :]) & ~same_item
     return RowStatistics(

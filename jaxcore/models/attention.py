@@ -48,9 +48,7 @@ def attend(
     if implementation == "explicit":
         return _explicit(queries, keys, values, mask, dropout_rate if drops else 0.0, dropout_key)
     if implementation != "fused":
-        raise ValueError(
-            f"unknown attention implementation {implementation!r}: use 'auto', 'explicit' or 'fused'"
-        )
+        raise ValueError(f"unknown attention implementation {implementation!r}: use 'auto', 'explicit' or 'fused'")
     if drops:
         raise ValueError(
             f"fused attention has no weight dropout, but attention_dropout={dropout_rate}: "
@@ -87,6 +85,4 @@ def _fused(queries, keys, values, mask):
     if mask is not None and cudnn:  # the kernel wants the mask of every query written out
         batch, time, source = queries.shape[0], queries.shape[1], keys.shape[1]
         mask = jnp.broadcast_to(mask, (batch, mask.shape[1], time, source))
-    return jax.nn.dot_product_attention(
-        queries, keys, values, mask=mask, implementation="cudnn" if cudnn else None
-    )
+    return jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn" if cudnn else None)

@@ -59,9 +59,7 @@ class TensorReader:
         weight_map = read_json(directory / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{directory / WEIGHTS_INDEX}: no weight_map")
-        tensors = [
-            tensor for file in sorted(set(weight_map.values())) for tensor in self._open(directory / file)
-        ]
+        tensors = [tensor for file in sorted(set(weight_map.values())) for tensor in self._open(directory / file)]
         stored = {tensor.name: tensor.file.name for tensor in tensors}
         for name in sorted(set(weight_map) | set(stored)):
             if weight_map.get(name) != stored.get(name):
@@ -95,9 +93,7 @@ class TensorReader:
 def check_floating(tensor: StoredTensor) -> None:
     """Raise ValueError for a tensor that is not plain floating point (quantised weights, say)."""
     if tensor.dtype not in _FLOATING:
-        raise ValueError(
-            f"{tensor.file}: tensor {tensor.name} has dtype {tensor.dtype}, expected one of {_FLOATING}"
-        )
+        raise ValueError(f"{tensor.file}: tensor {tensor.name} has dtype {tensor.dtype}, expected one of {_FLOATING}")
 
 
 def read_json(file: pathlib.Path) -> Any:
@@ -111,9 +107,7 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def _no_weights(directory: pathlib.Path) -> str:
-    pickled = (
-        sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt")) + sorted(directory.glob("*.ckpt"))
-    )
+    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt")) + sorted(directory.glob("*.ckpt"))
     if pickled:
         return (
             f"{directory}: only pickled weights ({pickled[0].name}), which are never read because loading "

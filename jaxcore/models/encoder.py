@@ -29,8 +29,7 @@ def check_token_arrays(input_ids: Int[Array, "batch time"], **others: Array | No
     """Raise ValueError unless `input_ids` is an integer (batch, time) array and the others have its shape."""
     if input_ids.ndim != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
         raise ValueError(
-            f"input_ids must be an integer array (batch, time), "
-            f"got {input_ids.dtype} of shape {input_ids.shape}"
+            f"input_ids must be an integer array (batch, time), got {input_ids.dtype} of shape {input_ids.shape}"
         )
     for name, array in others.items():
         if array is not None and array.shape != input_ids.shape:
@@ -77,9 +76,7 @@ class Encoder(nn.Module):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids
         )
         if input_ids.shape[1] > config.max_length:
-            raise ValueError(
-                f"texts of {input_ids.shape[1]} tokens, but the model has {config.max_length} positions"
-            )
+            raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the model has {config.max_length} positions")
         x = Embeddings(config, deterministic, name="embeddings")(input_ids, token_type_ids, position_ids)
         mask = None if attention_mask is None else attention_mask.astype(bool)
         x = self._layers(deterministic)(x, None if mask is None else mask[:, None, None, :])[0]
@@ -152,13 +149,9 @@ class EncoderLayer(nn.Module):
         if config.architecture != "distilbert":  # which drops attention weights but not attention output
             attended = _drop(self, attended)
         x = constrain_rows(_norm(config, "attention_norm")(x + attended))
-        hidden = ACTIVATIONS[config.activation](
-            _dense(config, config.intermediate_size, ("embed", "mlp"), "mlp_in")(x)
-        )
+        hidden = ACTIVATIONS[config.activation](_dense(config, config.intermediate_size, ("embed", "mlp"), "mlp_in")(x))
         hidden = checkpoint_name(hidden, "mlp_hidden")
-        update = checkpoint_name(
-            _dense(config, config.hidden_size, ("mlp", "embed"), "mlp_out")(hidden), "mlp_output"
-        )
+        update = checkpoint_name(_dense(config, config.hidden_size, ("mlp", "embed"), "mlp_out")(hidden), "mlp_output")
         x = constrain_rows(_norm(config, "mlp_norm")(x + _drop(self, update)))
         return checkpoint_name(x, "layer_output"), None
 
@@ -187,9 +180,7 @@ class SelfAttention(nn.Module):
         output = _dense(config, config.hidden_size, ("heads", "embed"), "output")(heads)
         return checkpoint_name(output, "attention_output")
 
-    def _project(
-        self, x: Float[Array, "batch time hidden"]
-    ) -> list[Float[Array, "batch time heads head_dim"]]:
+    def _project(self, x: Float[Array, "batch time hidden"]) -> list[Float[Array, "batch time heads head_dim"]]:
         """Queries, keys and values as one 2-D product.
 
         Heads are the outermost axis of the columns, so that flattening the kernel keeps a sharding by heads.

@@ -86,8 +86,7 @@ class EncoderConfig:
             )
         if self.max_positions <= self.position_offset:
             raise ValueError(
-                "max_positions must exceed position_offset, "
-                f"got {self.max_positions} and {self.position_offset}"
+                f"max_positions must exceed position_offset, got {self.max_positions} and {self.position_offset}"
             )
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -115,9 +114,7 @@ class EncoderConfig:
             )
         if (self.architecture == "distilbert") != (self.num_token_types == 0):
             wanted = (
-                "has no token types: set num_token_types=0"
-                if self.architecture == "distilbert"
-                else "needs 1 or more"
+                "has no token types: set num_token_types=0" if self.architecture == "distilbert" else "needs 1 or more"
             )
             raise ValueError(f"{self.architecture} {wanted}, got num_token_types={self.num_token_types}")
         if self.architecture == "distilbert" and self.norm_epsilon != 1e-12:

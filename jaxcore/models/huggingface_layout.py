@@ -84,24 +84,18 @@ def fields_from_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     model_type = settings.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"config.json: unknown model_type {model_type!r}, expected one of {', '.join(MODEL_TYPES)}"
-        )
+        raise ValueError(f"config.json: unknown model_type {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
     architecture = MODEL_TYPES[model_type]
     for option, supported in _FIXED_OPTIONS.items():
         if settings.get(option, supported) != supported:
-            raise ValueError(
-                f"config.json: {option}={settings[option]!r} is not supported, only {supported!r}"
-            )
+            raise ValueError(f"config.json: {option}={settings[option]!r} is not supported, only {supported!r}")
     fields: dict[str, Any] = {"architecture": architecture, **_DEFAULTS[architecture]}
     for field, key in _FIELDS[architecture].items():
         if settings.get(key) is not None:
             fields[field] = settings[key]
     activation = fields.get("activation", "gelu")
     if activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"config.json: unknown activation {activation!r}, expected one of {', '.join(_ACTIVATIONS)}"
-        )
+        raise ValueError(f"config.json: unknown activation {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
     fields["activation"] = _ACTIVATIONS[activation]
     if architecture == "roberta":
         fields["position_offset"] = fields["pad_token_id"] + 1
@@ -186,9 +180,7 @@ def parameter_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
     hidden, wide, depth = config.hidden_size, config.intermediate_size, config.num_layers
     layouts = {
         "embeddings/word": _whole("embeddings.word_embeddings.weight", (config.vocab_size, hidden)),
-        "embeddings/position": _whole(
-            "embeddings.position_embeddings.weight", (config.max_positions, hidden)
-        ),
+        "embeddings/position": _whole("embeddings.position_embeddings.weight", (config.max_positions, hidden)),
         **_whole_norm("embeddings/norm", "embeddings.LayerNorm", hidden),
     }
     if config.num_token_types > 0:
@@ -218,9 +210,7 @@ def parameter_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
         ("mlp_in", (hidden, wide)),
         ("mlp_out", (wide, hidden)),
     ):
-        layouts |= _stacked(
-            f"layers/{path}/kernel", f"{names[path]}.weight", (depth, *sizes), axes=_TRANSPOSED
-        )
+        layouts |= _stacked(f"layers/{path}/kernel", f"{names[path]}.weight", (depth, *sizes), axes=_TRANSPOSED)
         layouts |= _stacked(f"layers/{path}/bias", f"{names[path]}.bias", (depth, sizes[1]))
     for path in ("attention_norm", "mlp_norm"):
         layouts |= _stacked(f"layers/{path}/scale", f"{names[path]}.weight", (depth, hidden))
@@ -261,9 +251,7 @@ _DISTILBERT_LAYER: dict[str, Any] = {
 
 
 def _whole(tensor: str, shape: tuple[int, ...]) -> ParameterLayout:
-    return ParameterLayout(
-        shape, (Piece(tensor, (_ALL,) * len(shape), tuple((axis,) for axis in range(len(shape)))),)
-    )
+    return ParameterLayout(shape, (Piece(tensor, (_ALL,) * len(shape), tuple((axis,) for axis in range(len(shape)))),))
 
 
 def _whole_norm(path: str, tensor: str, size: int) -> dict[str, ParameterLayout]:
@@ -300,7 +288,5 @@ def unexpected_tensors(names: Iterable[str], config: EncoderConfig) -> list[str]
     expected = {piece.tensor for layout in parameter_layouts(config).values() for piece in layout.pieces}
     skipped = (*_HEADS, "pooler.dense.", SENTENCE_DENSE)
     return sorted(
-        name
-        for name in names
-        if name not in expected and name not in _BUFFERS and not name.startswith(skipped)
+        name for name in names if name not in expected and name not in _BUFFERS and not name.startswith(skipped)
     )

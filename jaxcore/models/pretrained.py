@@ -141,15 +141,9 @@ def save_pretrained(
     if present and not overwrite:
         raise ValueError(f"{present[0]} exists: choose another directory, or pass overwrite=True")
     tensors = _tensors_of(nn.meta.unbox(params), parameter_layouts(config))
-    dense = {
-        name.removeprefix(SENTENCE_DENSE): tensors.pop(name)
-        for name in list(tensors)
-        if SENTENCE_DENSE in name
-    }
+    dense = {name.removeprefix(SENTENCE_DENSE): tensors.pop(name) for name in list(tensors) if SENTENCE_DENSE in name}
     directory.mkdir(parents=True, exist_ok=True)
-    for (
-        file
-    ) in owned:  # without them a half-written directory cannot pass for either the old model or the new
+    for file in owned:  # without them a half-written directory cannot pass for either the old model or the new
         file.unlink(missing_ok=True)
     _write_tensors(directory / WEIGHTS, tensors)
     if dense:
@@ -173,9 +167,7 @@ def _resolve(path_or_id: str | os.PathLike[str], revision: str | None) -> pathli
     wanted = ["config.json", "modules.json", "*/config.json", "*.safetensors", WEIGHTS_INDEX]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (
-        Exception
-    ) as error:  # the hub client raises a dozen kinds: no network, no repository, no permission
+    except Exception as error:  # the hub client raises a dozen kinds: no network, no repository, no permission
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{name}: no such directory here, and it could not be fetched from the HuggingFace hub "
@@ -189,9 +181,7 @@ def _read_config(
     overrides = dict(overrides or {})
     known = EncoderConfig.__dataclass_fields__
     if unknown := sorted(set(overrides) - set(known)):
-        raise ValueError(
-            f"config_overrides: unknown field {unknown[0]!r}, expected one of {', '.join(known)}"
-        )
+        raise ValueError(f"config_overrides: unknown field {unknown[0]!r}, expected one of {', '.join(known)}")
     modules = sentence_layout.read_modules(directory)
     transformer = modules.transformer if modules else directory
     fields = fields_from_huggingface(read_json(transformer / "config.json"))
@@ -220,9 +210,7 @@ def _open_tensors(reader, config, modules, directory) -> dict[str, StoredTensor]
     for tensor in reader.open_directory(modules.transformer if modules else directory):
         name = canonical_tensor_name(tensor.name, config.architecture)
         if name in tensors:
-            raise ValueError(
-                f"{tensor.file}: tensors {tensors[name].name} and {tensor.name} are the same parameter"
-            )
+            raise ValueError(f"{tensor.file}: tensors {tensors[name].name} and {tensor.name} are the same parameter")
         tensors[name] = tensor
     if modules is not None and modules.dense is not None:
         for tensor in reader.open_directory(modules.dense):
@@ -230,9 +218,7 @@ def _open_tensors(reader, config, modules, directory) -> dict[str, StoredTensor]
     return tensors
 
 
-def _fresh_pooler(
-    config: EncoderConfig, tensors: Mapping[str, StoredTensor], key: jax.Array | None
-) -> dict[str, Any]:
+def _fresh_pooler(config: EncoderConfig, tensors: Mapping[str, StoredTensor], key: jax.Array | None) -> dict[str, Any]:
     """Newly drawn pooler parameters by path, if there is a key and the checkpoint lacks them; else empty."""
     needed = [piece.tensor for layout in pooler_layouts(config).values() for piece in layout.pieces]
     if key is None or all(name in tensors for name in needed):
@@ -244,15 +230,11 @@ def _fresh_pooler(
 def _check_tensors(layouts, tensors, config, directory) -> None:
     """Raise ValueError unless every expected tensor is stored, with its shape, and nothing else is."""
     expected = {
-        piece.tensor: piece.tensor_shape(layout.shape)
-        for layout in layouts.values()
-        for piece in layout.pieces
+        piece.tensor: piece.tensor_shape(layout.shape) for layout in layouts.values() for piece in layout.pieces
     }
     described = f"{config.architecture} model of {config.num_layers} layers, width {config.hidden_size}"
     if missing := [name for name in expected if name not in tensors]:
-        hint = (
-            "; pass key= to draw a new pooler" if missing[0].startswith(("pooler.", SENTENCE_DENSE)) else ""
-        )
+        hint = "; pass key= to draw a new pooler" if missing[0].startswith(("pooler.", SENTENCE_DENSE)) else ""
         raise ValueError(
             f"{directory}: missing tensor {missing[0]} of shape {expected[missing[0]]} "
             f"({len(missing)} missing of the {len(expected)} that a {described} has: {_some(missing)}){hint}"
@@ -288,9 +270,7 @@ def _sharding_of(sharding: Shardings | None, layouts: Mapping[str, Any]) -> Call
     return by_path.__getitem__
 
 
-def _read_parameter(
-    reader: TensorReader, layout: ParameterLayout, tensors, dtype: np.dtype, sharding
-) -> jax.Array:
+def _read_parameter(reader: TensorReader, layout: ParameterLayout, tensors, dtype: np.dtype, sharding) -> jax.Array:
     """Assemble one parameter, each device's part straight from the file."""
 
     def read(index: Any) -> np.ndarray:
@@ -327,9 +307,7 @@ def _tensors_of(params: Mapping[str, Any], layouts: Mapping[str, ParameterLayout
         if leaf.shape != layout.shape:
             raise ValueError(f"parameter {path} has shape {leaf.shape}, expected {layout.shape}")
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            raise ValueError(
-                f"parameter {path} is spread over processes: gather it (replicate) before saving"
-            )
+            raise ValueError(f"parameter {path} is spread over processes: gather it (replicate) before saving")
         values = np.asarray(leaf)
         for piece in layout.pieces:
             tensors[piece.tensor] = piece.to_tensor(values)

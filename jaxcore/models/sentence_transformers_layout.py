@@ -39,8 +39,7 @@ def read_modules(directory: pathlib.Path) -> SentenceModules | None:
     if not (directory / MODULES).is_file():
         return None
     modules = [
-        (entry["type"].rsplit(".", 1)[-1], directory / entry["path"])
-        for entry in read_json(directory / MODULES)
+        (entry["type"].rsplit(".", 1)[-1], directory / entry["path"]) for entry in read_json(directory / MODULES)
     ]
     if not modules or modules[0][0] != "Transformer":
         raise ValueError(f"{directory / MODULES}: the first module must be a Transformer, got {modules[:1]}")

@@ -41,7 +41,12 @@ def training_section(rows: Sequence[Mapping[str, Any]]) -> Section:
     return Section(
         "Training",
         [
-            Curves({"loss": (steps, [row["loss"] for row in rows])}, "step", "loss (nats)", caption="Training loss"),
+            Curves(
+                {"loss": (steps, [row["loss"] for row in rows])},
+                "step",
+                "loss (nats)",
+                caption="Training loss",
+            ),
             Curves(
                 {"gradient norm": (steps, [row["gradient_norm"] for row in rows])},
                 "step",
@@ -59,9 +64,7 @@ def attribution_section(measured: AuthorshipMeasurements) -> Section:
     candidates = sorted({n for n, _ in grids["trained"]})
     supports = sorted({s for _, s in grids["trained"]})
     most = candidates[-1]
-    series = {
-        MODEL_NAMES[name]: (supports, [grid[most, s].mean for s in supports]) for name, grid in grids.items()
-    }
+    series = {MODEL_NAMES[name]: (supports, [grid[most, s].mean for s in supports]) for name, grid in grids.items()}
     low, high = (
         [getattr(grids["trained"][most, s].confidence_interval, end) for s in supports] for end in ("low", "high")
     )
@@ -111,7 +114,7 @@ def verification_section(measured: AuthorshipMeasurements) -> Section:
             Table(
                 ("measure", "value"),
                 verification,
-                caption="Same author or not: one dense layer on pair features, fitted on training authors (PAN measures).",
+                caption="Same author or not: one dense layer on pair features, fitted on training authors (PAN).",
             ),
             Table(
                 ("measure", "value"),
@@ -168,5 +171,5 @@ def explanation_section(
     return Section(
         "Which words give an author away",
         blocks,
-        note="Integrated gradients of the similarity to the author's support texts, per token; hover or focus for values.",
+        note="Integrated gradients of the similarity to the author's support texts, per token; hover for values.",
     )

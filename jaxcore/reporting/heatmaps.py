@@ -55,13 +55,9 @@ class TokenHeatmap:
             raise ValueError(f"tokens must be a non-empty sequence of strings, got {self.tokens!r:.60}")
         shape = np.shape(self.values)
         if shape != (len(self.tokens),):
-            raise ValueError(
-                f"{len(self.tokens)} tokens but values of shape {shape}: give one value for each token"
-            )
+            raise ValueError(f"{len(self.tokens)} tokens but values of shape {shape}: give one value for each token")
         if self.marked is not None and len(self.marked) != len(self.tokens):
-            raise ValueError(
-                f"{len(self.tokens)} tokens but {len(self.marked)} entries in marked: give one each"
-            )
+            raise ValueError(f"{len(self.tokens)} tokens but {len(self.marked)} entries in marked: give one each")
         _check_limit(self.limit)
 
 
@@ -144,9 +140,7 @@ def heatmap_view(heatmap: TokenHeatmap, *, limit: float | None = None) -> Heatma
         )
     )
     order = [i for i in np.argsort(-np.abs(values), kind="stable").tolist() if not math.isnan(values[i])]
-    strongest = tuple(
-        (heatmap.tokens[i], texts[i], marked[i]) for i in order[:_STRONGEST_SHOWN] if values[i] != 0
-    )
+    strongest = tuple((heatmap.tokens[i], texts[i], marked[i]) for i in order[:_STRONGEST_SHOWN] if values[i] != 0)
     clipped = bool((finite > limit).any()) or bool(np.isinf(values).any())
     return HeatmapView(
         cells=cells,
@@ -212,11 +206,7 @@ def _joined(previous: str, token: str, following: Sequence[str]) -> bool:
     if _JOINS_PREVIOUS.fullmatch(token) or _JOINS_NEXT.fullmatch(previous):
         return True
     if token == "'":
-        return (
-            previous.removeprefix("##").isalpha()
-            and bool(following)
-            and following[0].lower() in _CONTRACTIONS
-        )
+        return previous.removeprefix("##").isalpha() and bool(following) and following[0].lower() in _CONTRACTIONS
     return previous in ("'", "’") and token.lower() in _CONTRACTIONS
 
 

@@ -138,9 +138,7 @@ def render_report(report: Report) -> str:
             "note": section.note,
             "anchor": anchor,
             "heading": f"heading-{number}",
-            "blocks": [
-                _view(block, f"block-{number}-{i}") for i, block in enumerate(section.blocks, start=1)
-            ],
+            "blocks": [_view(block, f"block-{number}-{i}") for i, block in enumerate(section.blocks, start=1)],
         }
         for number, (section, anchor) in enumerate(zip(report.sections, anchors, strict=True), start=1)
     ]

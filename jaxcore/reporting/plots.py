@@ -146,9 +146,7 @@ def curves_view(curves: Curves, *, identifier: str) -> CurvesView:
         for name, size in (("wide", _WIDE), ("narrow", _NARROW))
     ]
     legend = [
-        LegendEntry(
-            line.name, _ends_at(line), line.colour, _dash_text(line.dashes), (line.marker or ("", ""))[1]
-        )
+        LegendEntry(line.name, _ends_at(line), line.colour, _dash_text(line.dashes), (line.marker or ("", ""))[1])
         for line in lines
     ] + [
         LegendEntry(name, _three_digits(value), "reference", _dash_text(_REFERENCE_DASHES), "")
@@ -162,9 +160,7 @@ def curves_view(curves: Curves, *, identifier: str) -> CurvesView:
         x_label=curves.x_label,
         y_label=curves.y_label + (" (logarithmic)" if curves.log_y else ""),
         caption=curves.caption,
-        notes=tuple(
-            f"{name}: {count} of {total} points left out ({reason})." for name, count, total in omitted
-        ),
+        notes=tuple(f"{name}: {count} of {total} points left out ({reason})." for name, count, total in omitted),
     )
 
 

@@ -114,9 +114,7 @@ def column_alignments(
     """The alignment of each column: as asked for, else right where all cells read as numbers, else left."""
     if align is not None:
         if len(align) != len(columns):
-            raise ValueError(
-                f"table has {len(columns)} columns but align has {len(align)} entries: give one each"
-            )
+            raise ValueError(f"table has {len(columns)} columns but align has {len(align)} entries: give one each")
         if wrong := [a for a in align if a not in _ALIGNMENTS]:
             raise ValueError(f"unknown alignment {wrong[0]!r}: expected one of {', '.join(_ALIGNMENTS)}")
         return list(align)
@@ -177,9 +175,7 @@ def _plain(value: Any, *, place: str = "value") -> str | bool | int | float | No
         return int(value)
     if isinstance(value, Real):
         return float(value)
-    raise ValueError(
-        f"{place} has type {type(value).__name__}: expected str, int, float or None; format it first"
-    )
+    raise ValueError(f"{place} has type {type(value).__name__}: expected str, int, float or None; format it first")
 
 
 def _checked_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[list[Any]]:

@@ -39,9 +39,7 @@ class Checkpoints:
             keep_every: steps divisible by this are kept for good; 0 for none.
         """
         self.directory = pathlib.Path(directory).absolute()
-        policies: list[ocp.checkpoint_managers.PreservationPolicy] = [
-            ocp.checkpoint_managers.LatestN(keep_latest)
-        ]
+        policies: list[ocp.checkpoint_managers.PreservationPolicy] = [ocp.checkpoint_managers.LatestN(keep_latest)]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
@@ -87,9 +85,7 @@ class Checkpoints:
             try:
                 items = self._manager.restore(
                     step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-                    ),
+                    args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()),
                 )
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
                 logger.warning(

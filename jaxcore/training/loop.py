@@ -191,9 +191,7 @@ class _Reporter:
         if self._writer is not None and (step + 1) % self._log_every == 0:
             self._writer.write(step, {**values, "examples_per_second": round(rate, 1)})
 
-    def _stop(
-        self, step: int, values: dict[str, float], batch: Mapping[str, np.ndarray], state: TrainState
-    ) -> None:
+    def _stop(self, step: int, values: dict[str, float], batch: Mapping[str, np.ndarray], state: TrainState) -> None:
         """Save what is needed to look into it. The state is the last good one: bad steps change nothing."""
         directory = self._run.path / "nonfinite"
         directory.mkdir(exist_ok=True)

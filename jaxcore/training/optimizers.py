@@ -61,9 +61,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     """The configured optimiser over `num_steps` steps; every option is applied by optax."""
     schedule = learning_rate_schedule(config, num_steps)
     if config.name == "adamw":
-        update = optax.adamw(
-            schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_is_matrix
-        )
+        update = optax.adamw(schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_is_matrix)
     elif config.name == "adafactor":
         update = optax.adafactor(
             schedule,
@@ -80,6 +78,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 def _is_matrix(params: optax.Params) -> optax.Params:
     """True for weights, False for biases and norm scales, by name: stacked layers add an axis to every shape."""
+
     def decays(path: tuple, _: object) -> bool:
         name = next(str(entry.key) for entry in reversed(path) if hasattr(entry, "key"))
         return name not in {"bias", "scale"}

@@ -1,10 +1,10 @@
 """A run's directory: who may write it, what it holds, and the digest that says two runs ended alike.
 
-    config.json      the full configuration, written first
-    metrics.jsonl    one row per logged step
-    checkpoints/     see `jaxcore.training.checkpoints`
-    results.json     the run's outcome; its presence means that the run finished
-    report.html      the same for people
+config.json      the full configuration, written first
+metrics.jsonl    one row per logged step
+checkpoints/     see `jaxcore.training.checkpoints`
+results.json     the run's outcome; its presence means that the run finished
+report.html      the same for people
 """
 
 import dataclasses

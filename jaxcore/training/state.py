@@ -13,7 +13,8 @@ from jaxtyping import Array, Int, PyTree, UInt
 
 from jaxcore.distributed import replicated, tree_shardings
 
-Params = PyTree[Array]
+Params = Any
+"""A tree of parameter arrays."""
 Initialize = Callable[[Array], Params]
 
 
@@ -33,7 +34,7 @@ class TrainState:
     step: Int[Array, ""]
     params: Params
     opt_state: PyTree[Array]
-    key_data: UInt[Array, "words"]  # noqa: F821
+    key_data: UInt[Array, "words"]
     nonfinite_step: Int[Array, ""]
 
     @property

@@ -1,17 +1,19 @@
 """The one training step: gradients, update, bookkeeping, as a single jitted program with donated state."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from jaxcore.distributed import batch_sharding, jit_on_mesh, replicated
 from jaxcore.training.state import Params, TrainState, state_shardings
 
-Batch = PyTree[Array]
+Batch = Any
+"""A tree of arrays with the same leading axis."""
 Gradients = Callable[[Params, Batch, Array], tuple[Float[Array, ""], Params]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 

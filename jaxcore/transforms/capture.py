@@ -24,9 +24,7 @@ Captured: TypeAlias = Array | tuple[Array, ...]
 """The value of a name with one site; for several sites, their values in program order."""
 
 
-def capture(
-    f: Callable[..., Any], names: str | Iterable[str]
-) -> Callable[..., tuple[Any, dict[str, Captured]]]:
+def capture(f: Callable[..., Any], names: str | Iterable[str]) -> Callable[..., tuple[Any, dict[str, Captured]]]:
     """Make `f` also return the values it names with `jax.ad_checkpoint.checkpoint_name`.
 
         capture(f, names)(*args, **kwargs) == (f(*args, **kwargs), {name: value for name in names})
@@ -119,8 +117,6 @@ def _naming(wanted: Iterable[str] | None) -> Rules:
     return Rules(label, record, rewrites=False)
 
 
-def _observe(
-    jaxpr: Any, arrays: Sequence[Any], names: Iterable[str]
-) -> tuple[list[Any], dict[str, Captured]]:
+def _observe(jaxpr: Any, arrays: Sequence[Any], names: Iterable[str]) -> tuple[list[Any], dict[str, Captured]]:
     results, records = evaluate(jaxpr, arrays, _naming(names))
     return results, {name: records[name][0] if len(records[name]) == 1 else records[name] for name in names}

@@ -89,9 +89,7 @@ def _as_function(name: str, edit: Edit) -> Callable[[Any, Loops], Any]:
     """The edit as (value, loop indices) -> value."""
     if not callable(edit):
         if not isinstance(edit, jax.Array | np.ndarray | np.generic):
-            raise ValueError(
-                f"the edit of {name!r} must be a function or an array; got {type(edit).__name__}"
-            )
+            raise ValueError(f"the edit of {name!r} must be a function or an array; got {type(edit).__name__}")
         return lambda value, loops: edit
     parameter = _step_parameter(edit)
     if parameter is None:

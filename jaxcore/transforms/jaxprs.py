@@ -66,9 +66,7 @@ def trace(f: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any])
     they are.
     """
     leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
-    is_array = [
-        isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) for leaf in leaves
-    ]
+    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) for leaf in leaves]
     arrays = [leaf for leaf, traced in zip(leaves, is_array, strict=True) if traced]
     outputs: list[Any] = []
     output_structure: Any = None

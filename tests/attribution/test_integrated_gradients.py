@@ -98,7 +98,10 @@ def test_equals_captum(ours, theirs):
     captum = pytest.importorskip("captum.attr", reason="the torch extra is not installed")
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
-    weights, inputs = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((4, 5)).astype(np.float32)
+    weights, inputs = (
+        rng.standard_normal((5, 3)).astype(np.float32),
+        rng.standard_normal((4, 5)).astype(np.float32),
+    )
     baseline = rng.standard_normal((4, 5)).astype(np.float32)
     method = captum.IntegratedGradients(lambda x: torch.tanh(x @ torch.tensor(weights)).pow(2).sum(1))
     expected = method.attribute(torch.tensor(inputs), torch.tensor(baseline), n_steps=12, method=theirs)

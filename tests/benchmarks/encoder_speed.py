@@ -85,9 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="times each contender is run")
     parser.add_argument("--batch", type=int, default=32, help="texts per batch")
     parser.add_argument("--length", type=int, default=128, help="tokens per text")
-    parser.add_argument(
-        "--dropout", type=float, default=0.0, help="rate of all dropouts in the training step"
-    )
+    parser.add_argument("--dropout", type=float, default=0.0, help="rate of all dropouts in the training step")
     parser.add_argument("--bfloat16", action="store_true", help="time our bfloat16 too")
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -16,9 +16,7 @@ class Computed:
 
     def __call__(self):
         self.calls += 1
-        return {"a": np.arange(12, dtype=np.int32).reshape(3, 4), "empty": np.zeros((0, 4), np.float32)}, {
-            "n": ["é"]
-        }
+        return {"a": np.arange(12, dtype=np.int32).reshape(3, 4), "empty": np.zeros((0, 4), np.float32)}, {"n": ["é"]}
 
 
 def test_second_call_reads_what_the_first_wrote(tmp_path):
@@ -90,7 +88,5 @@ def test_content_hash_separates_its_parts():
     # The same hash in every process and version: cache entries outlive the program.
     assert (
         content_hash("a", "é")
-        == hashlib.blake2b(
-            b"\x01" + bytes(7) + b"a" + b"\x02" + bytes(7) + b"\xc3\xa9", digest_size=16
-        ).hexdigest()
+        == hashlib.blake2b(b"\x01" + bytes(7) + b"a" + b"\x02" + bytes(7) + b"\xc3\xa9", digest_size=16).hexdigest()
     )

@@ -12,9 +12,7 @@ from jaxcore.data import (
     world_author_batches,
 )
 
-WORLD = AuthorWorld(
-    AuthorWorldConfig(num_training_authors=30, num_test_authors=5, document_length=16), seed=0
-)
+WORLD = AuthorWorld(AuthorWorldConfig(num_training_authors=30, num_test_authors=5, document_length=16), seed=0)
 
 
 def corpus_of(num_authors: int, works: int = 3, chunks_per_work: int = 4, first: int = 0) -> AuthorCorpus:
@@ -24,9 +22,7 @@ def corpus_of(num_authors: int, works: int = 3, chunks_per_work: int = 4, first:
     chunks = np.arange(len(author), dtype=np.int32)
     ids = np.stack([chunks + first, author, work, np.full_like(author, 7)], axis=1)
     names = tuple(f"a{first}-{i}" for i in range(num_authors))
-    return AuthorCorpus(
-        ids, 4 - chunks % 2, author, work, names, tuple(f"w{i}" for i in range(works)), 0, 999
-    )
+    return AuthorCorpus(ids, 4 - chunks % 2, author, work, names, tuple(f"w{i}" for i in range(works)), 0, 999)
 
 
 def from_corpus(seed: int = 5, **options) -> AuthorBatches:
@@ -34,9 +30,7 @@ def from_corpus(seed: int = 5, **options) -> AuthorBatches:
 
 
 def from_world(seed: int = 5, **options) -> AuthorBatches:
-    return world_author_batches(
-        WORLD, num_authors=8, num_views=70, seed=seed, **options
-    )  # 560 rows: two blocks
+    return world_author_batches(WORLD, num_authors=8, num_views=70, seed=seed, **options)  # 560 rows: two blocks
 
 
 def from_mixture(seed: int = 5, **options) -> AuthorBatches:
@@ -129,8 +123,7 @@ def test_no_author_twice_in_an_epoch_and_other_orders_later(make):
     per_epoch = total // size
     seen = [make().global_batch(step)["labels"] for step in range(40 * per_epoch)]
     epochs = [
-        np.concatenate([np.unique(labels) for labels in seen[e * per_epoch : (e + 1) * per_epoch]])
-        for e in range(40)
+        np.concatenate([np.unique(labels) for labels in seen[e * per_epoch : (e + 1) * per_epoch]]) for e in range(40)
     ]
     for epoch in epochs:
         assert len(epoch) == len(set(epoch.tolist())) == per_epoch * size
@@ -188,9 +181,7 @@ def test_mixture_takes_as_many_authors_from_each_corpus():
         batch = from_mixture().global_batch(step)
         second = batch["labels"] >= 11
         assert second.reshape(4, 6).all(axis=1).tolist() == [False, True, False, True]
-        np.testing.assert_array_equal(
-            batch["input_ids"][:, 0], batch["example_ids"] + np.where(second, 500 - 132, 0)
-        )
+        np.testing.assert_array_equal(batch["input_ids"][:, 0], batch["example_ids"] + np.where(second, 500 - 132, 0))
         np.testing.assert_array_equal(batch["input_ids"][:, 1], batch["labels"] - 11 * second)
         for kind, labels in seen.items():
             labels |= set(batch["labels"][second == kind].tolist())
@@ -226,10 +217,7 @@ def test_world_documents_are_fresh_and_by_their_labels():
     # The texts are the label's: its summed log-odds beat those of the next author on average.
     words = batches[0]["input_ids"] - 5
     own = np.mean(
-        [
-            WORLD.style_log_odds(label)[row].sum()
-            for label, row in zip(batches[0]["labels"], words, strict=True)
-        ]
+        [WORLD.style_log_odds(label)[row].sum() for label, row in zip(batches[0]["labels"], words, strict=True)]
     )
     other = np.mean(
         [
@@ -248,9 +236,7 @@ def test_world_topics_and_authors_can_be_chosen():
     assert batch["labels"].min() >= 400
     content = batch["input_ids"] - 5 - 88
     assert (world.content_probabilities[3][content[content >= 0]] > 0).all()
-    batch = world_author_batches(
-        world, num_authors=8, num_views=6, seed=0, same_topic_views=True
-    ).global_batch(1)
+    batch = world_author_batches(world, num_authors=8, num_views=6, seed=0, same_topic_views=True).global_batch(1)
     # Content words of one author's views come from one topic; of different authors mostly not.
     counts = world.counts(batch["input_ids"] - 5)[:, 88:].reshape(8, 6, 160).astype(float)
     likelihood = counts @ np.log(np.maximum(world.content_probabilities, 1e-30)).T
@@ -280,9 +266,7 @@ def test_world_topics_and_authors_can_be_chosen():
 )
 def test_errors_are_one_line_and_come_at_once(change, message):
     if message is None:  # corpora of different lengths
-        longer = AuthorCorpus(
-            np.zeros((8, 5), int), *(np.arange(8) % 2 for _ in range(3)), ("a", "b"), ("v", "w")
-        )
+        longer = AuthorCorpus(np.zeros((8, 5), int), *(np.arange(8) % 2 for _ in range(3)), ("a", "b"), ("v", "w"))
         change, message = (
             {"corpus": [corpus_of(9), longer]},
             r"corpora differ in \(max_length, pad_id, vocab_size\)",

@@ -173,9 +173,7 @@ def test_text_and_ids_agree(world):
 
 def test_names_of_a_topic_come_from_its_theme(world):
     likeliest = 88 + world.content_probabilities.argmax(axis=1)
-    themed = sum(
-        world.vocabulary[likeliest[topic]] in THEMES[name] for topic, name in enumerate(world.topic_names)
-    )
+    themed = sum(world.vocabulary[likeliest[topic]] in THEMES[name] for topic, name in enumerate(world.topic_names))
     assert themed >= 15
 
 

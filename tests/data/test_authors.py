@@ -185,9 +185,7 @@ def test_three_real_novels(shared_data, tmp_path):
         (tmp_path / f"{name}.txt.gz").symlink_to(novels / f"{name}.txt.gz")
     texts = TextFolderSource(tmp_path)
     assert len(texts) == 3 and texts.malformed == []
-    assert texts[0]["text"].startswith(
-        "The White Ladies of Worcester\n"
-    )  # no byte-order mark, no carriage return
+    assert texts[0]["text"].startswith("The White Ladies of Worcester\n")  # no byte-order mark, no carriage return
     tokenizer = train_tokenizer([texts[2]["text"]], vocab_size=2000)
     corpus = build_author_corpus(texts, tokenizer, max_length=128, cache_dir=tmp_path / "cache")
     assert corpus.author_names == ("Barclay", "Burnett")

@@ -34,9 +34,7 @@ def ids_of(text: str) -> list[int]:
 def test_chunks_tile_each_work(sizes, length, min_tail):
     texts = [" ".join(WORDS[10 * i : 10 * i + size]) for i, size in enumerate(sizes)]
     body = length - 2
-    for text, chunks in zip(
-        texts, chunk_author_stream(texts, TOKENIZER, length, min_tail=min_tail), strict=True
-    ):
+    for text, chunks in zip(texts, chunk_author_stream(texts, TOKENIZER, length, min_tail=min_tail), strict=True):
         ids = ids_of(text)
         for chunk in chunks:
             assert chunk.dtype == np.int32 and len(chunk) <= length
@@ -102,9 +100,7 @@ def test_trigram_chunks_are_the_trigrams_of_400_words():
 
 
 def test_errors():
-    with pytest.raises(
-        ValueError, match="max_length 2 leaves no room beside the tokenizer's 2 special tokens"
-    ):
+    with pytest.raises(ValueError, match="max_length 2 leaves no room beside the tokenizer's 2 special tokens"):
         chunk_author_stream(["a"], TOKENIZER, 2)
     with pytest.raises(ValueError, match="min_tail is 2"):
         TokenChunker(TOKENIZER, max_length=9, min_tail=2)

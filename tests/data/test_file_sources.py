@@ -134,11 +134,7 @@ def test_too_many_malformed_records_stop_with_the_first_ones(tmp_path):
         JsonlSource(path)
     message = str(caught.value)
     assert "5 of 100 records are malformed (5.0%, allowed 1.0%)" in message and "\n" not in message
-    assert (
-        f"{path}:1: missing field 'text'" in message
-        and "and 2 more" in message
-        and "raise max_malformed" in message
-    )
+    assert f"{path}:1: missing field 'text'" in message and "and 2 more" in message and "raise max_malformed" in message
     assert len(JsonlSource(path, max_malformed_rate=0.05)) == 95  # the rate itself is still allowed
     with pytest.raises(ValueError, match="a share of records"):
         JsonlSource(path, max_malformed_rate=5)
@@ -166,17 +162,13 @@ def test_csv_takes_long_fields_and_other_columns(tmp_path):
     source = CsvSource(path, fields=(Field("text", "body"), Field("author", "id")))
     assert source[0] == {"text": "word " * 60_000, "author": "7"}
     assert csv.field_size_limit() == 131072  # the process-wide limit is as it was
-    with pytest.raises(
-        ValueError, match=r"no column 'text', 'author' in the header \['body', 'id'\]; rename it"
-    ):
+    with pytest.raises(ValueError, match=r"no column 'text', 'author' in the header \['body', 'id'\]; rename it"):
         CsvSource(path)
 
 
 def test_parquet_rows_that_are_null_or_not_utf8(tmp_path):
     binary = pa.array([b"good", b"caf\xe9", None, b"fine"], pa.binary())
-    text = pa.Array.from_buffers(
-        pa.string(), 4, binary.buffers()
-    )  # a string column with a byte that is not UTF-8
+    text = pa.Array.from_buffers(pa.string(), 4, binary.buffers())  # a string column with a byte that is not UTF-8
     path = tmp_path / "bad.parquet"
     pq.write_table(pa.table({"text": text, "author": ["a"] * 4}), path, row_group_size=2)
     source = ParquetSource(path, max_malformed_rate=1)
@@ -245,9 +237,7 @@ def test_text_folder_errors_are_one_line_and_say_how_to_mend(tmp_path):
     with pytest.raises(ValueError, match="the corpus is empty"):
         TextFolderSource(tmp_path)
     (tmp_path / "Doe_Latin.txt").write_bytes("déjà vu".encode("latin-1"))
-    with pytest.raises(
-        ValueError, match=r"Doe_Latin.txt:1: not UTF-8 text .*iconv -f LATIN1 -t UTF-8"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"Doe_Latin.txt:1: not UTF-8 text .*iconv -f LATIN1 -t UTF-8") as caught:
         TextFolderSource(tmp_path)
     assert "\n" not in str(caught.value)
     (tmp_path / "Doe_Latin.txt").unlink()
@@ -256,6 +246,6 @@ def test_text_folder_errors_are_one_line_and_say_how_to_mend(tmp_path):
         TextFolderSource(tmp_path)
     (tmp_path / "anonymous.txt").rename(tmp_path / "A_b.txt")
     (tmp_path / "A_c.txt").write_text(" \n")
-    assert [
-        str(record.reason) for record in TextFolderSource(tmp_path, max_malformed_rate=0.5).malformed
-    ] == ["the file is blank"]
+    assert [str(record.reason) for record in TextFolderSource(tmp_path, max_malformed_rate=0.5).malformed] == [
+        "the file is blank"
+    ]

@@ -51,9 +51,7 @@ def test_open_source_looks_into_folders(tmp_path):
     import pyarrow.parquet as pq
 
     for part in range(2):
-        pq.write_table(
-            pa.Table.from_pylist(RECORDS[2 * part : 2 * part + 2]), tmp_path / f"part-{part}.parquet"
-        )
+        pq.write_table(pa.Table.from_pylist(RECORDS[2 * part : 2 * part + 2]), tmp_path / f"part-{part}.parquet")
     shards = open_source(tmp_path)
     assert isinstance(shards, ParquetSource) and [shards[i] for i in range(4)] == RECORDS
     (tmp_path / "more.csv").write_text("text,author\nt,a\n")

@@ -57,9 +57,7 @@ def test_training_is_the_same_in_every_process(kind):
         f"print(tokenizer_fingerprint(train_tokenizer({TEXTS!r}, vocab_size=400, kind={kind!r})))"
     )
     root = pathlib.Path(__file__).resolve().parents[2]
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == tokenizer_fingerprint(train_tokenizer(TEXTS, vocab_size=400, kind=kind))
 
 
@@ -129,9 +127,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
 def test_tokenize_texts_is_the_tokenizer_padded(tmp_path):
     tokenizer = train_tokenizer(TEXTS, vocab_size=200)
     tokens = tokenize_texts([*TEXTS, ""], tokenizer, max_length=12)
-    expected = tokenizer(
-        [*TEXTS, ""], truncation=True, max_length=12, padding="max_length", return_tensors="np"
-    )
+    expected = tokenizer([*TEXTS, ""], truncation=True, max_length=12, padding="max_length", return_tensors="np")
     np.testing.assert_array_equal(tokens.input_ids, expected["input_ids"])
     np.testing.assert_array_equal(tokens.attention_mask, expected["attention_mask"])
     assert tokens.input_ids.dtype == tokens.attention_mask.dtype == np.int32
@@ -150,9 +146,7 @@ def test_second_call_does_not_tokenise(tmp_path):
         return Counting(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
 
     first = tokenize_texts(TEXTS, make(100), max_length=12, cache_dir=tmp_path)
-    second = tokenize_texts(
-        TEXTS, make(100), max_length=12, cache_dir=tmp_path
-    )  # truncation state left by call 1
+    second = tokenize_texts(TEXTS, make(100), max_length=12, cache_dir=tmp_path)  # truncation state left by call 1
     assert Counting.calls == 1
     np.testing.assert_array_equal(first.input_ids, second.input_ids)
     np.testing.assert_array_equal(first.lengths, second.lengths)

@@ -32,9 +32,7 @@ class Job:
         """Waits until the process has printed `text`."""
         end = time.monotonic() + timeout
         while text not in self.output(rank):
-            assert self.processes[rank].poll() is None, (
-                f"rank {rank} ended early: {self.errors(rank)[-2000:]}"
-            )
+            assert self.processes[rank].poll() is None, f"rank {rank} ended early: {self.errors(rank)[-2000:]}"
             assert time.monotonic() < end, f"rank {rank} never printed {text!r}: {self.errors(rank)[-2000:]}"
             time.sleep(0.02)
 

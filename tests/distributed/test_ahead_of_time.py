@@ -105,9 +105,7 @@ def test_own_devices_too():
     )
     w, x = jax.ShapeDtypeStruct((32, 32), jnp.float32), jax.ShapeDtypeStruct((64, 32), jnp.float32)
     compiled = compile_step(step, (w, x), mesh=mesh, model_flops=1000)
-    assert (
-        compiled.fits and compiled.usable_bytes == 0 and compiled.argument_bytes == 32 * 32 * 4 + 8 * 32 * 4
-    )
+    assert compiled.fits and compiled.usable_bytes == 0 and compiled.argument_bytes == 32 * 32 * 4 + 8 * 32 * 4
     assert compiled.flops.hardware == 2 * 64 * 32 * 32 and compiled.flops.model == 1000
     assert compiled.collective_totals["all-reduce"].bytes == 4
 

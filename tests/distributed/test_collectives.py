@@ -89,8 +89,7 @@ def test_three_notations_of_groups(groups, expected):
 def test_asynchronous_starts_count_once():
     text = entry(
         "%x = f32[64,256]{1,0} parameter(0)",
-        "%g = (f32[64,256]{1,0}, f32[256,256]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, "
-        "dimensions={0}",
+        "%g = (f32[64,256]{1,0}, f32[256,256]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}",
         "%gd = f32[256,256]{1,0} all-gather-done(%g)",
         "%p = (f32[64,256]{1,0}, f32[64,256]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), "
         "source_target_pairs={{0,1},{1,0}}",

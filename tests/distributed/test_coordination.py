@@ -4,9 +4,7 @@ from jaxcore.distributed import coordination
 
 
 def test_without_a_client():
-    assert (
-        not coordination.has_client() and coordination.process_count() == 1 and coordination.process_id() == 0
-    )
+    assert not coordination.has_client() and coordination.process_count() == 1 and coordination.process_id() == 0
     assert coordination.reached_sync_point(1) is False
     with pytest.raises(RuntimeError, match=r"start\(\)"):
         coordination.publish("a", "b")

@@ -31,9 +31,7 @@ def test_equal_processes_start(launch):
 
 
 def test_differences_blame_the_minority():
-    published: dict[int, Any] = {
-        rank: {"host": f"h{rank}", "fields": {"jax": "1", "chip": "x"}} for rank in range(3)
-    }
+    published: dict[int, Any] = {rank: {"host": f"h{rank}", "fields": {"jax": "1", "chip": "x"}} for rank in range(3)}
     assert differences(published) == []
     published[0]["fields"]["jax"] = "2"
     assert differences(published) == ["process 0 on h0: jax is '2', elsewhere '1'"]

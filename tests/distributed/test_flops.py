@@ -114,9 +114,7 @@ def test_while_of_unknown_length_is_not_guessed():
     assert (assumed.hardware, assumed.unknown_loops) == (7 * MATMUL, 1)
 
     def doubling(x):  # the counter does not rise by one
-        return jax.lax.while_loop(lambda s: s[0] < 64, lambda s: (s[0] * 2, s[1] @ s[1]), (jnp.int32(1), x))[
-            1
-        ]
+        return jax.lax.while_loop(lambda s: s[0] < 64, lambda s: (s[0] * 2, s[1] @ s[1]), (jnp.int32(1), x))[1]
 
     with pytest.raises(ValueError):
         count_flops(doubling, X)
@@ -135,12 +133,8 @@ def test_shard_map_counts_every_shard():
     def local(x, w):
         return x @ w
 
-    over_all = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(("data", "fsdp")), P()), out_specs=P(("data", "fsdp"))
-    )
-    over_one = jax.shard_map(
-        local, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), axis_names={"data"}
-    )
+    over_all = jax.shard_map(local, mesh=mesh, in_specs=(P(("data", "fsdp")), P()), out_specs=P(("data", "fsdp")))
+    over_one = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), axis_names={"data"})
     for function in (over_all, over_one, jax.jit(over_all)):
         assert count_flops(function, X, X).hardware == MATMUL  # rows are split, work is not repeated
     repeated = jax.shard_map(local, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
@@ -168,9 +162,7 @@ def test_custom_derivatives():
 def test_batched_and_contracted_dot():
     a = jax.ShapeDtypeStruct((2, 3, 5, 7), jnp.float32)
     b = jax.ShapeDtypeStruct((2, 3, 11, 7), jnp.float32)
-    assert (
-        count_flops(lambda a, b: jnp.einsum("bhqd,bhkd->bhqk", a, b), a, b).hardware == 2 * 2 * 3 * 5 * 11 * 7
-    )
+    assert count_flops(lambda a, b: jnp.einsum("bhqd,bhkd->bhqk", a, b), a, b).hardware == 2 * 2 * 3 * 5 * 11 * 7
 
 
 @pytest.mark.parametrize(
@@ -206,8 +198,6 @@ def test_patch_embedding_by_hand():
     )
 
     def function(x, k):
-        return jax.lax.conv_general_dilated(
-            x, k, (16, 16), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return jax.lax.conv_general_dilated(x, k, (16, 16), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     assert count_flops(function, x, k).hardware == 2 * 2 * 16 * (16 * 16 * 3) * 32

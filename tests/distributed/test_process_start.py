@@ -145,9 +145,7 @@ def test_slurm(recorded, monkeypatch):
     for name, value in values.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert room._join(StartConfig(), None) == "slurm"
-    assert (
-        recorded[0]["cluster_detection_method"] == "slurm" and recorded[0]["heartbeat_timeout_seconds"] == 100
-    )
+    assert recorded[0]["cluster_detection_method"] == "slurm" and recorded[0]["heartbeat_timeout_seconds"] == 100
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert room._join(StartConfig(), None) == "loopback"
 
@@ -165,10 +163,7 @@ def test_cloud_tpu(recorded, monkeypatch):
     assert room._join(StartConfig(), None) == "tpu"
     import os
 
-    assert (
-        os.environ["JAX_COORDINATOR_PORT"] == "8476"
-        and "megascale_graph_hang" in os.environ["LIBTPU_INIT_ARGS"]
-    )
+    assert os.environ["JAX_COORDINATOR_PORT"] == "8476" and "megascale_graph_hang" in os.environ["LIBTPU_INIT_ARGS"]
     assert recorded == [
         {"initialization_timeout": 3600, "heartbeat_timeout_seconds": 100, "shutdown_timeout_seconds": 60}
     ]

@@ -61,16 +61,12 @@ def test_minilm_pairs(pod, encoder, loss, exchange, ring):
     assert parts["encoder matmul"] == pytest.approx(encoder, rel=0.012)
     assert parts["loss matmul"] == pytest.approx(loss, rel=0.012)
     assert parts["loss exchange"] == pytest.approx(exchange, rel=0.02)
-    one_way = room.ring_seconds(
-        room.ring_bytes(global_batch=262144, width=384), chips=256, chip=topology.chip
-    )
+    one_way = room.ring_seconds(room.ring_bytes(global_batch=262144, width=384), chips=256, chip=topology.chip)
     assert 1e3 * one_way == pytest.approx(ring, rel=0.01)
     assert room.dense_logits_bytes(rows_per_chip=1024, global_batch=262144) == 2**30
 
 
-@pytest.mark.parametrize(
-    ("chip", "gather", "ring"), [("v5e", 821, 4378), ("v5p", 638, 5100), ("v6e", 1912, 10200)]
-)
+@pytest.mark.parametrize(("chip", "gather", "ring"), [("v5e", 821, 4378), ("v5p", 638, 5100), ("v6e", 1912, 10200)])
 def test_rows_from_which_the_loss_is_compute_bound(chip, gather, ring):
     rows = room.rows_to_be_compute_bound(CHIPS[chip], axes=CHIPS[chip].torus_axes, wrap=True)
     assert rows == (pytest.approx(gather, abs=1), pytest.approx(ring, abs=1))
@@ -178,9 +174,7 @@ def test_permute_pays_its_longest_hop_and_slices_the_network():
     step = compiled([])
     neighbour = Collective("collective-permute", 10**9, 1, (0, 1, 1, 2))
     far = Collective("collective-permute", 10**9, 1, (0, 1, 0, 15))
-    assert room.collective_seconds(far, step) / room.collective_seconds(neighbour, step) == pytest.approx(
-        6, rel=1e-3
-    )
+    assert room.collective_seconds(far, step) / room.collective_seconds(neighbour, step) == pytest.approx(6, rel=1e-3)
     across = Collective("dcn-all-reduce", 31 * 10**8, 2, ())
     assert room.collective_seconds(across, step) == pytest.approx(2.0)
     assert room.collective_seconds(Collective("all-gather", 10**9, 1, (3,)), step) == 0.0

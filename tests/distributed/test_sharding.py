@@ -17,9 +17,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, _):
         up = nn.Dense(16, kernel_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp")))(x)
-        return nn.Dense(8, kernel_init=nn.with_logical_partitioning(nn.initializers.ones, ("mlp", "embed")))(
-            up
-        ), None
+        return nn.Dense(8, kernel_init=nn.with_logical_partitioning(nn.initializers.ones, ("mlp", "embed")))(up), None
 
 
 class Model(nn.Module):

@@ -74,9 +74,7 @@ def test_centroid_attribution_commutes_with_permutations_and_rotations(seed):
     moved = centroid_attribution(support[authors][:, texts], queries[asked])
     np.testing.assert_allclose(moved, scores[asked][:, authors], atol=1e-6)
     rotation, _ = np.linalg.qr(rng.normal(size=(6, 6)))
-    np.testing.assert_allclose(
-        centroid_attribution(support @ rotation, 3 * queries @ rotation), scores, atol=1e-5
-    )
+    np.testing.assert_allclose(centroid_attribution(support @ rotation, 3 * queries @ rotation), scores, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,7 @@ def test_coverage_is_near_nominal(method):
     rng = np.random.default_rng(6)
     hits = 0
     for trial in range(300):
-        interval = bootstrap_interval(
-            rng.normal(1.0, 1.0, size=40), level=0.9, resamples=400, method=method, rng=trial
-        )
+        interval = bootstrap_interval(rng.normal(1.0, 1.0, size=40), level=0.9, resamples=400, method=method, rng=trial)
         hits += interval.low <= 1.0 <= interval.high
     assert 0.83 <= hits / 300 <= 0.95  # 0.9 +- 3 binomial sd, less the known small-sample shortfall
 
@@ -137,9 +135,7 @@ def test_interval_is_ordered_and_follows_affine_maps(values, shift, scale):
     here = bootstrap_interval(values, resamples=200)
     there = bootstrap_interval(shift + scale * values, resamples=200)
     assert values.min() - 1e-9 <= here.low <= here.high <= values.max() + 1e-9
-    np.testing.assert_allclose(
-        (there.low, there.high), shift + scale * np.array([here.low, here.high]), atol=1e-6
-    )
+    np.testing.assert_allclose((there.low, there.high), shift + scale * np.array([here.low, here.high]), atol=1e-6)
 
 
 @pytest.mark.parametrize(

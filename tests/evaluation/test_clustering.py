@@ -26,9 +26,7 @@ def literal_bcubed(true, predicted):
     precision = np.mean(
         [np.mean([true[e] == true[d] for e in n if predicted[e] == predicted[d]]) for d in n], dtype=float
     )
-    recall = np.mean(
-        [np.mean([predicted[e] == predicted[d] for e in n if true[e] == true[d]]) for d in n], dtype=float
-    )
+    recall = np.mean([np.mean([predicted[e] == predicted[d] for e in n if true[e] == true[d]]) for d in n], dtype=float)
     return precision, recall, 2 * precision * recall / (precision + recall)
 
 
@@ -60,9 +58,7 @@ def test_bcubed_missing_documents_become_singletons():
     assert bcubed(true, {}) == bcubed(true, {d: d for d in true})
 
 
-labellings = st.integers(1, 25).flatmap(
-    lambda n: st.tuples(*[st.lists(st.integers(0, 5), min_size=n, max_size=n)] * 2)
-)
+labellings = st.integers(1, 25).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 5), min_size=n, max_size=n)] * 2))
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,9 +108,7 @@ def test_link_average_precision_keeps_the_first_of_duplicates_and_drops_self_pai
     expected = (1 / 1 + 2 / 3) / 2
     assert link_average_precision(base, truth) == pytest.approx(expected)
     assert link_average_precision([*base, ("b", "a", 1.0)], truth) == pytest.approx(expected)
-    assert link_average_precision([("b", "a", 1.0), *base], truth) == pytest.approx(
-        1.0
-    )  # here 1.0 comes first
+    assert link_average_precision([("b", "a", 1.0), *base], truth) == pytest.approx(1.0)  # here 1.0 comes first
     assert link_average_precision([("a", "a", 2.0), *base], truth) == pytest.approx(expected)
     assert link_average_precision(base, [*truth, ("b", "a")]) == pytest.approx(expected)
 

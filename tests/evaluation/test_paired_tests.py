@@ -97,9 +97,7 @@ def test_symmetries(rows, shift, seed):
         assert greater.p_value == pytest.approx(less.p_value)
         assert greater.effect == pytest.approx(-less.effect)
         assert test(a[order], b[order], alternative="greater").p_value == pytest.approx(greater.p_value)
-        assert test(a + shift, b, alternative="greater", margin=shift).p_value == pytest.approx(
-            greater.p_value
-        )
+        assert test(a + shift, b, alternative="greater", margin=shift).p_value == pytest.approx(greater.p_value)
         assert 0 <= test(a, b).p_value <= 1
 
 

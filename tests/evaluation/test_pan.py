@@ -26,9 +26,7 @@ def test_numbers_integers_and_one_element_lists_are_read(tmp_path):
 
 
 def test_truth_is_read_as_booleans(tmp_path):
-    path = write(
-        tmp_path / "truth.jsonl", '{"id": "a", "same": true, "authors": ["1", "1"]}', '{"id":"b","same":0}'
-    )
+    path = write(tmp_path / "truth.jsonl", '{"id": "a", "same": true, "authors": ["1", "1"]}', '{"id":"b","same":0}')
     assert read_pan_truth(path) == {"a": True, "b": False}
 
 
@@ -53,9 +51,7 @@ def test_truth_is_read_as_booleans(tmp_path):
     ],
 )
 def test_a_malformed_line_is_reported_with_file_and_line(tmp_path, line, fault):
-    path = write(
-        tmp_path / "answers.jsonl", '{"id": "a", "value": 0.1}', "", line, '{"id": "z", "value": 0.1}'
-    )
+    path = write(tmp_path / "answers.jsonl", '{"id": "a", "value": 0.1}', "", line, '{"id": "z", "value": 0.1}')
     with pytest.raises(ValueError, match=rf"answers\.jsonl:3: {fault}") as error:
         read_pan_answers(path)
     assert "\n" not in str(error.value)

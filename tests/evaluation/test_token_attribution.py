@@ -63,10 +63,7 @@ def test_padding_is_ignored_whatever_it_holds():
         spoiled = np.where(mask, attributions, fill)
         marks = np.where(mask, markers, marked)
         assert marker_auprc(spoiled, marks, mask).auprc == marker_auprc(attributions, markers, mask).auprc
-        assert (
-            pointing_game(spoiled, marks, mask).hit_rate
-            == pointing_game(attributions, markers, mask).hit_rate
-        )
+        assert pointing_game(spoiled, marks, mask).hit_rate == pointing_game(attributions, markers, mask).hit_rate
 
 
 @settings(max_examples=15, deadline=None)

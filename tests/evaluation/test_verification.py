@@ -51,9 +51,7 @@ def pan20(shared_data, tmp_path_factory):
 @pytest.mark.parametrize("system", PUBLISHED_2020)
 def test_published_pan_2020_table_is_reproduced_to_all_printed_digits(pan20, system):
     truth = read_pan_truth(pan20 / "datasets" / "pan20-authorship-verification-test" / "truth.jsonl")
-    labels, probabilities = align_answers(
-        truth, read_pan_answers(pan20 / "submissions" / system / "answers.jsonl")
-    )
+    labels, probabilities = align_answers(truth, read_pan_answers(pan20 / "submissions" / system / "answers.jsonl"))
     assert len(labels) == 14311 and round(100 * labels.mean(), 4) == 54.4057
     scores = verification_metrics(labels, probabilities, year=2020)
     auc, correct, f1, published, now, brier, unanswered = PUBLISHED_2020[system]
@@ -97,9 +95,7 @@ def test_hand_worked_problems():
 
 
 def test_overall_averages_four_scores_in_2020_and_five_later():
-    y2020, y2021, y2024 = (
-        verification_metrics(LABELS, PROBABILITIES, year=year) for year in (2020, 2021, 2024)
-    )
+    y2020, y2021, y2024 = (verification_metrics(LABELS, PROBABILITIES, year=year) for year in (2020, 2021, 2024))
     assert y2020["overall"] == pytest.approx(
         np.mean([y2020[k] for k in ("auc", "c_at_1", "f1", "f05u_published_2020")])
     )
@@ -306,9 +302,7 @@ def test_calibration_finds_the_best_pair_of_an_exhaustive_search(year, seed):
     assert chosen.overall == pytest.approx(best, abs=1e-12)
     first = next(pair for pair, value in overall.items() if value > best - 1e-12)
     assert (chosen.lower, chosen.upper) == first
-    assert verification_metrics(labels, chosen.probabilities(scores), year=year)["overall"] == pytest.approx(
-        best
-    )
+    assert verification_metrics(labels, chosen.probabilities(scores), year=year)["overall"] == pytest.approx(best)
 
 
 @settings(max_examples=50, deadline=None)
@@ -321,9 +315,7 @@ def test_calibration_reports_the_overall_score_of_its_own_probabilities(rows):
     labels, scores = np.array([y for y, _ in rows]), np.array([s / 100 for _, s in rows])
     chosen = calibrate_unanswered(scores, labels)
     probabilities = chosen.probabilities(scores)
-    np.testing.assert_allclose(
-        probabilities, [mapped(s, chosen.lower, chosen.upper) for s in scores], atol=1e-12
-    )
+    np.testing.assert_allclose(probabilities, [mapped(s, chosen.lower, chosen.upper) for s in scores], atol=1e-12)
     assert verification_metrics(labels, probabilities)["overall"] == pytest.approx(chosen.overall, abs=1e-9)
     assert 0 < chosen.lower < chosen.upper < 1
     order = np.argsort(scores, kind="stable")

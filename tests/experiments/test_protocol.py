@@ -62,5 +62,5 @@ def test_what_a_module_lacks_is_named():
 
 
 def test_an_unknown_experiment_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match="unknown experiment 'starr': expected one of .*star"):
+    with pytest.raises(ValueError, match=r"unknown experiment 'starr': expected one of .*star"):
         protocol.load("starr")

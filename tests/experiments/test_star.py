@@ -27,7 +27,13 @@ TINY = dataclasses.replace(
     ),
     loop=dataclasses.replace(SMOKE.loop, checkpoint_every=2),
     evaluation=dataclasses.replace(
-        SMOKE.evaluation, batch_size=64, candidates=(4, 12), draws=4, pairs=60, explained=8, clustered_authors=4
+        SMOKE.evaluation,
+        batch_size=64,
+        candidates=(4, 12),
+        draws=4,
+        pairs=60,
+        explained=8,
+        clustered_authors=4,
     ),
 )
 
@@ -41,7 +47,17 @@ def finished(tmp_path_factory):
 def test_the_run_directory_holds_what_the_protocol_says(finished):
     path, results = finished
     written = json.loads((path / "results.json").read_text())
-    for key in ("experiment", "preset", "seed", "steps", "seconds", "device", "versions", "metrics", "params_digest"):
+    for key in (
+        "experiment",
+        "preset",
+        "seed",
+        "steps",
+        "seconds",
+        "device",
+        "versions",
+        "metrics",
+        "params_digest",
+    ):
         assert key in written
     assert written["params_digest"] == results.params_digest and re.fullmatch("[0-9a-f]{64}", results.params_digest)
     assert written["metrics"] == results.metrics
@@ -154,7 +170,10 @@ def test_claims_fail_when_training_does_not_help():
         (["run", "star", "--temperature", "0"], "temperature > 0"),
         (["run", "star", "--resume"], "--resume needs --run-dir"),
         (["run", "star", "--preset", "smoke", "--mesh.data", "3"], "needs 3 devices, found 8"),
-        (["run", "star", "--preset", "smoke", "--data.batches.views-per-author", "1"], "a positive pair needs"),
+        (
+            ["run", "star", "--preset", "smoke", "--data.batches.views-per-author", "1"],
+            "a positive pair needs",
+        ),
         (["run", "star", "--data.path", "/does/not/exist"], "no file or folder at /does/not/exist"),
         (["run", "star", "--data.path", "{empty}"], "{empty}"),
         (["run", "star", "--preset", "smoke", "--run-dir", "{file}"], "is a file"),

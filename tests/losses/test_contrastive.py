@@ -132,9 +132,9 @@ def test_an_anchor_without_positives_is_a_candidate_only():
 
 def test_a_zero_vector_has_finite_value_and_gradient():
     embeddings = jnp.zeros((4, 3)).at[1:].set(random_batch(5, 3, 3, 2)[0])
-    value, gradient = jax.value_and_grad(
-        lambda e: supervised_contrastive(e, jnp.array([0, 0, 1, 1]), temperature=0.1)
-    )(embeddings)
+    value, gradient = jax.value_and_grad(lambda e: supervised_contrastive(e, jnp.array([0, 0, 1, 1]), temperature=0.1))(
+        embeddings
+    )
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
     np.testing.assert_array_equal(unit_vectors(jnp.zeros((1, 3))), 0)
 
@@ -217,9 +217,15 @@ def test_the_literal_variant_equals_the_same_formula_in_torch():
     [
         (lambda: info_nce(jnp.ones((2, 3)), jnp.ones((2, 4)), temperature=0.1), "must be .n, dim."),
         (lambda: info_nce(jnp.ones((3, 2)), jnp.ones((2, 2)), temperature=0.1), "every query needs its key"),
-        (lambda: info_nce(jnp.ones((2, 2)), jnp.ones((2, 2)), temperature=0.0), "temperature must be positive"),
+        (
+            lambda: info_nce(jnp.ones((2, 2)), jnp.ones((2, 2)), temperature=0.0),
+            "temperature must be positive",
+        ),
         (lambda: symmetric_info_nce(jnp.ones((2, 2)), jnp.ones((3, 2)), temperature=1.0), "as many keys"),
-        (lambda: supervised_contrastive(jnp.ones((3, 2)), jnp.ones(2), temperature=1.0), r"got \(3, 2\) and \(2,\)"),
+        (
+            lambda: supervised_contrastive(jnp.ones((3, 2)), jnp.ones(2), temperature=1.0),
+            r"got \(3, 2\) and \(2,\)",
+        ),
         (lambda: supervised_contrastive(jnp.ones((1, 2)), jnp.ones(1), temperature=1.0), "at least two"),
         (lambda: supervised_contrastive(jnp.ones((2, 2)), jnp.ones(2), temperature=-1.0), "temperature"),
     ],

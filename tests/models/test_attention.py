@@ -61,13 +61,9 @@ def test_gradients_of_implementations_agree():
     mask = jnp.asarray((np.arange(5) < np.array([5, 3])[:, None])[:, None, None])
 
     def gradients(implementation):
-        return jax.grad(lambda args: (attend(*args, mask, implementation=implementation) ** 3).sum())(
-            (q, k, v)
-        )
+        return jax.grad(lambda args: (attend(*args, mask, implementation=implementation) ** 3).sum())((q, k, v))
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients("explicit"), gradients("fused")
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients("explicit"), gradients("fused"))
 
 
 def test_softmax_is_float32_in_low_precision():

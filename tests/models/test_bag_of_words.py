@@ -25,9 +25,7 @@ def texts(seed: int = 0):
 
 def test_counts():
     ids, mask = texts()
-    expected = np.stack(
-        [np.bincount(row[kept == 1], minlength=11) for row, kept in zip(ids, mask, strict=True)]
-    )
+    expected = np.stack([np.bincount(row[kept == 1], minlength=11) for row, kept in zip(ids, mask, strict=True)])
     np.testing.assert_array_equal(count_tokens(ids, mask.astype(bool), vocab_size=11), expected)
     np.testing.assert_array_equal(count_tokens(ids, None, vocab_size=11).sum(1), 20)
     np.testing.assert_array_equal(count_tokens(ids, None, vocab_size=3).sum(1), (ids < 3).sum(1))
@@ -36,10 +34,7 @@ def test_counts():
 
 def test_against_numpy(params):
     ids, mask = texts(1)
-    x = (
-        np.stack([np.bincount(row[kept == 1], minlength=11) for row, kept in zip(ids, mask, strict=True)])
-        ** 0.5
-    )
+    x = np.stack([np.bincount(row[kept == 1], minlength=11) for row, kept in zip(ids, mask, strict=True)]) ** 0.5
     for name in ("hidden_0", "hidden_1", "output"):
         x = x @ np.asarray(params[name]["kernel"], np.float64) + np.asarray(params[name]["bias"], np.float64)
         x = x * special.ndtr(x) if name != "output" else x
@@ -71,9 +66,7 @@ def test_dropout_in_training(params):
     ids, _ = texts(3)
     plain = model.apply({"params": params}, ids).pooled
     one, two = (
-        model.apply(
-            {"params": params}, ids, deterministic=False, rngs={"dropout": jax.random.key(seed)}
-        ).pooled
+        model.apply({"params": params}, ids, deterministic=False, rngs={"dropout": jax.random.key(seed)}).pooled
         for seed in (0, 1)
     )
     assert not np.allclose(one, plain) and not np.allclose(one, two)

@@ -42,9 +42,7 @@ def test_a_longer_padding_changes_nothing(apply):
     ids = np.random.default_rng(1).integers(0, 19, (2, 5)).astype(np.int32)
     padded = np.pad(ids, ((0, 0), (0, 6)))
     mask = np.pad(np.ones_like(ids), ((0, 0), (0, 6)))
-    np.testing.assert_allclose(
-        apply(padded, mask).last_hidden_state[:, :5], apply(ids).last_hidden_state, atol=1e-5
-    )
+    np.testing.assert_allclose(apply(padded, mask).last_hidden_state[:, :5], apply(ids).last_hidden_state, atol=1e-5)
 
 
 def test_a_text_without_tokens_stays_finite(apply):
@@ -69,9 +67,7 @@ def test_an_id_outside_the_vocabulary_gives_nan(apply):
 )
 def test_ways_to_run_agree_in_value_and_gradient(changes, small_config, small_params):
     """Rematerialised, unrolled or fused, the function is the same (dropout off where kernels lack it)."""
-    base = dataclasses.replace(
-        small_config, attention_dropout=0.0, dropout=0.0 if "attention" in str(changes) else 0.1
-    )
+    base = dataclasses.replace(small_config, attention_dropout=0.0, dropout=0.0 if "attention" in str(changes) else 0.1)
     ids = np.random.default_rng(2).integers(0, 19, (3, 6)).astype(np.int32)
     mask = (np.arange(6) < np.array([[6], [4], [1]])).astype(np.int32)
 
@@ -110,9 +106,7 @@ def test_bfloat16_computes_in_bfloat16_and_stays_close(small_config, small_param
     output = model.apply({"params": small_params}, ids)
     assert output.last_hidden_state.dtype == output.pooled.dtype == jnp.bfloat16
     expected = apply(ids)
-    np.testing.assert_allclose(
-        np.asarray(output.last_hidden_state, np.float32), expected.last_hidden_state, atol=0.15
-    )
+    np.testing.assert_allclose(np.asarray(output.last_hidden_state, np.float32), expected.last_hidden_state, atol=0.15)
 
 
 def test_dropout_follows_its_key_and_only_in_training(small_config, small_params):
@@ -188,9 +182,7 @@ def test_masked_mean_of_nothing_is_zero():
 def test_activations_are_named(small_config, small_params):
     """Every name in the room's list occurs in the jaxpr, once per place it is documented for."""
     jaxpr = str(
-        jax.make_jaxpr(lambda p: Encoder(small_config).apply({"params": p}, jnp.ones((3, 5), jnp.int32)))(
-            small_params
-        )
+        jax.make_jaxpr(lambda p: Encoder(small_config).apply({"params": p}, jnp.ones((3, 5), jnp.int32)))(small_params)
     )
     documented = {
         "token_embeddings": "3,5,16", "embeddings": "3,5,16", "attention_weights": "3,2,5,5",
@@ -204,9 +196,7 @@ def test_activations_are_named(small_config, small_params):
 
 
 def test_axis_names_of_parameters(small_config):
-    boxed = jax.eval_shape(Encoder(small_config).init, jax.random.key(0), jnp.ones((1, 4), jnp.int32))[
-        "params"
-    ]
+    boxed = jax.eval_shape(Encoder(small_config).init, jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
     names = nn.get_partition_spec(boxed)
     spec = jax.sharding.PartitionSpec
     assert names["embeddings"]["word"] == spec("vocab", "embed")
@@ -223,14 +213,10 @@ def test_sharded_over_eight_devices_equals_one(small_config, small_params, apply
     model = Encoder(small_config)
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
     rules = (("heads", "tensor"), ("mlp", "tensor"), ("embed", "fsdp"))
-    params = jax.device_put(
-        small_params, nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
-    )
+    params = jax.device_put(small_params, nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     ids = np.random.default_rng(7).integers(0, 19, (8, 6)).astype(np.int32)
-    got = jax.jit(lambda p, i: model.apply({"params": p}, i).last_hidden_state)(
-        params, jax.device_put(ids, rows)
-    )
+    got = jax.jit(lambda p, i: model.apply({"params": p}, i).last_hidden_state)(params, jax.device_put(ids, rows))
     np.testing.assert_allclose(got, apply(ids).last_hidden_state, atol=1e-5)
 
 

@@ -43,9 +43,7 @@ def torch_model(family: str, seed: int = 0, **changes):
     if "roberta" in family or family == "camembert":
         sizes["pad_token_id"] = 1
     torch.manual_seed(seed)
-    model = transformers.AutoModel.from_config(
-        transformers.AutoConfig.for_model(family, **{**sizes, **changes})
-    )
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(family, **{**sizes, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -69,9 +67,7 @@ def torch_outputs(model, ids, mask=None, **others):
     torch = pytest.importorskip("torch")
     given = {"input_ids": ids, "attention_mask": mask, **others}
     with torch.no_grad():
-        output = model(
-            **{name: torch.tensor(array).long() for name, array in given.items() if array is not None}
-        )
+        output = model(**{name: torch.tensor(array).long() for name, array in given.items() if array is not None})
     pooled = getattr(output, "pooler_output", None)
     return output.last_hidden_state.numpy(), None if pooled is None else pooled.numpy()
 
@@ -189,9 +185,7 @@ def test_round_trip_through_transformers(family, tmp_path):
     save_pretrained(tmp_path / "ours", model, params)
     again = transformers.AutoModel.from_pretrained(tmp_path / "ours").eval()
     ids, mask = batch_of_texts((3, 11), pad=model.config.pad_token_id)
-    for got, expected in zip(
-        torch_outputs(again, ids, mask), torch_outputs(reference, ids, mask), strict=True
-    ):
+    for got, expected in zip(torch_outputs(again, ids, mask), torch_outputs(reference, ids, mask), strict=True):
         if expected is not None:
             np.testing.assert_array_equal(got, expected)
     model_again, params_again = load_pretrained(tmp_path / "ours")
@@ -207,9 +201,7 @@ def test_every_pooler_survives_saving(architecture, pooler, tmp_path):
         architecture=architecture, pooler=pooler, position_offset=int(architecture == "roberta"),
         num_token_types=0 if architecture == "distilbert" else 1,
     )  # fmt: skip
-    params = nn.meta.unbox(
-        jax.jit(Encoder(config).init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
-    )
+    params = nn.meta.unbox(jax.jit(Encoder(config).init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"])
     save_pretrained(tmp_path, config, params)
     model, again = load_pretrained(tmp_path)
     assert model.config == config
@@ -273,9 +265,7 @@ def test_loads_straight_into_shardings(bert_directory):
     assert kernel.addressable_shards[0].data.shape == (2, 4, 1, 3, 8)
     layered = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tensor"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    within_heads = jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(None, None, None, None, "data")
-    )
+    within_heads = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, None, None, "data"))
     _, by_column = load_pretrained(
         bert_directory, sharding=lambda path: within_heads if path.endswith("qkv_kernel") else everywhere
     )
@@ -309,9 +299,7 @@ def test_overrides_reach_the_config(bert_directory):
 def test_missing_pooler_is_an_error_or_fresh(bert_directory):
     with pytest.raises(ValueError, match=r"missing tensor sentence_dense\.linear\.weight .*key="):
         load_pretrained(bert_directory, config_overrides={"pooler": "mean_linear"})
-    model, params = load_pretrained(
-        bert_directory, config_overrides={"pooler": "mean_linear"}, key=jax.random.key(1)
-    )
+    model, params = load_pretrained(bert_directory, config_overrides={"pooler": "mean_linear"}, key=jax.random.key(1))
     kernel = params["pooler"]["dense"]["kernel"]
     assert kernel.shape == (16, 16) and 0.01 < float(kernel.std()) < 0.03
     assert apply(model, params, jnp.ones((2, 4), jnp.int32)).pooled.shape == (2, 16)
@@ -413,9 +401,7 @@ def test_index_that_disagrees_with_its_files(tmp_path):
     (({"pooling_mode": "cls"}, "it pools by cls"), ({"pooling_mode_max_tokens": True}, "it pools by max")),
 )
 def test_sentence_poolers_we_lack_are_refused(bert_directory, pooling, message):
-    modules = [
-        {"path": path, "type": f"x.{kind}"} for path, kind in (("", "Transformer"), ("1_Pooling", "Pooling"))
-    ]
+    modules = [{"path": path, "type": f"x.{kind}"} for path, kind in (("", "Transformer"), ("1_Pooling", "Pooling"))]
     (bert_directory / "modules.json").write_text(json.dumps(modules))
     (bert_directory / "1_Pooling").mkdir()
     (bert_directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))

@@ -110,10 +110,7 @@ def accuracy_blocks() -> list[Block]:
         "Raw count cosine": np.array([0.032, 0.059, 0.117, 0.170]),
         "Untrained encoder": np.array([0.016, 0.020, 0.028, 0.045]),
     }
-    rows = [
-        [name, 200, *(format_interval(v, v - 0.018, v + 0.018) for v in values)]
-        for name, values in grid.items()
-    ]
+    rows = [[name, 200, *(format_interval(v, v - 0.018, v + 0.018) for v in values)] for name, values in grid.items()]
     columns = ["Model", "Authors", *(f"S = {count}" for count in support)]
     return [
         Paragraph("Support texts come from topics 0 to 9, queries from topics 10 to 19."),
@@ -237,9 +234,7 @@ class Page:
                     raise RuntimeError(reply["error"])
                 return reply.get("result", {})
 
-    def open(
-        self, path: Path, *, width: int, height: int = 900, scheme: str = "light", media: str = ""
-    ) -> None:
+    def open(self, path: Path, *, width: int, height: int = 900, scheme: str = "light", media: str = "") -> None:
         """Load a file at this width, in this colour scheme, and wait until it is laid out."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -283,9 +278,7 @@ class Page:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """Headless Chromium without network; skips where it is not installed."""
-    executable = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if executable is None:
         pytest.skip("chromium is not installed")
     command_read, command_write = os.pipe()

@@ -114,9 +114,7 @@ def hostile_report(text) -> Report:
                         [[text("cell"), 1.5], [text("cell 2"), text("cell 3")]],
                         text("table caption"),
                     ),
-                    KeyValues(
-                        {text("key"): {text("inner"): text("setting")}}, caption=text("settings caption")
-                    ),
+                    KeyValues({text("key"): {text("inner"): text("setting")}}, caption=text("settings caption")),
                     curves,
                     heat,
                     TokenHeatmaps([heat], caption=text("heatmaps caption")),
@@ -202,13 +200,9 @@ def test_ids_are_unique_and_references_resolve(sample_report):
     assert targets and set(targets) <= set(ids)
 
 
-@pytest.mark.parametrize(
-    "titles", [["a", "a", "a 2"], ["", "", "名前"], ["Heading 1", "heading-1"], ["x" * 500]]
-)
+@pytest.mark.parametrize("titles", [["a", "a", "a 2"], ["", "", "名前"], ["Heading 1", "heading-1"], ["x" * 500]])
 def test_anchors_never_collide(titles):
-    page = StrictPage(
-        render_report(Report("t", sections=[Section(title, [Paragraph("p")]) for title in titles]))
-    )
+    page = StrictPage(render_report(Report("t", sections=[Section(title, [Paragraph("p")]) for title in titles])))
     ids = page.attributes("id")
     assert len(ids) == len(set(ids)) and max(map(len, ids)) < 100
 
@@ -275,9 +269,7 @@ def test_configuration_is_flattened_to_dotted_names_exactly():
     }
     assert flatten({}) == {} and flatten(_Model(2))["num_layers"] == "2"
     assert flatten({"f": object()}) == {"f": "<object object>"}
-    assert "model.num_layers" in render_report(
-        Report("t", sections=[Section("s", [KeyValues({"model": _Model()})])])
-    )
+    assert "model.num_layers" in render_report(Report("t", sections=[Section("s", [KeyValues({"model": _Model()})])]))
     with pytest.raises(ValueError, match="KeyValues needs a mapping or a dataclass instance, got list"):
         KeyValues([1])  # type: ignore[arg-type]
 

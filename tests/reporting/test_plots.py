@@ -22,9 +22,7 @@ def parse(content: str) -> ElementTree.Element:
 def stroked(content: str, colour: str) -> list[np.ndarray]:
     """Points of every line of this colour, in SVG coordinates (y downwards)."""
     paths = [p for p in parse(content).iter("path") if f"stroke: var(--{colour})" in p.get("style", "")]
-    numbers = [
-        re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", p.get("d", "")) for p in paths if p.get("id") is None
-    ]
+    numbers = [re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", p.get("d", "")) for p in paths if p.get("id") is None]
     return [np.array(pairs, dtype=float) for pairs in numbers]
 
 
@@ -53,9 +51,7 @@ def test_points_lie_where_the_axis_says(log_y):
 
 
 def test_colours_are_those_of_the_page_and_nothing_is_fixed():
-    view = curves_view(
-        simple(reference={"chance": 2.5}, bands={"loss": (np.zeros(4), np.ones(4))}), identifier="c"
-    )
+    view = curves_view(simple(reference={"chance": 2.5}, bands={"loss": (np.zeros(4), np.ones(4))}), identifier="c")
     for drawing in (view.wide, view.narrow):
         assert not re.search(r"#[0-9a-fA-F]{6}|rgb\(", drawing.content.replace('href="#', ""))
         used = set(re.findall(r"var\(--([a-z0-9-]+)\)", drawing.content))
@@ -112,9 +108,7 @@ def test_long_series_are_thinned_but_keep_their_spikes():
     assert len(line) < 2 * view.wide.width + 4
     height = np.ptp(line[:, 1])
     (short,) = stroked(
-        curves_view(
-            Curves({"a": (np.arange(50), np.repeat([9.0, -9.0], 25))}, "x", "y"), identifier="c"
-        ).wide.content,
+        curves_view(Curves({"a": (np.arange(50), np.repeat([9.0, -9.0], 25))}, "x", "y"), identifier="c").wide.content,
         "series-1",
     )
     assert height == pytest.approx(np.ptp(short[:, 1]), abs=0.05)

@@ -40,14 +40,10 @@ def crowded_path(tmp_path_factory):
         KeyValues({word: word, "nested": {word: [word]}}, caption=word),
         VerdictTable([verdict], caption=word),
         Curves({word: (np.arange(9), np.arange(9) * 1e5)}, word, word, caption=word, reference={word: 1.0}),
-        TokenHeatmap(
-            [word] + ["word", "##piece"] * 256, np.linspace(-1, 1, 513), caption=word, positive_label=word
-        ),
+        TokenHeatmap([word] + ["word", "##piece"] * 256, np.linspace(-1, 1, 513), caption=word, positive_label=word),
     ]
     path = tmp_path_factory.mktemp("report") / "crowded.html"
-    write_report(
-        path, Report(word, word, {word: word}, [Headline(word, word, word)] * 3, [Section(word, blocks)] * 2)
-    )
+    write_report(path, Report(word, word, {word: word}, [Headline(word, word, word)] * 3, [Section(word, blocks)] * 2))
     return path
 
 
@@ -80,14 +76,10 @@ def test_colours_follow_the_system(page, sample_path, width, scheme, mode):
     assert page.evaluate(style.format("html", "backgroundColor")) == rgb("page", mode)
     assert page.evaluate(style.format("html", "color")) == rgb("text", mode)
     shown = "wide" if width > 600 else "narrow"
-    assert page.evaluate(style.format(f".drawing.{shown} [style*=series-1]", "stroke")) == rgb(
-        "series-1", mode
-    )
+    assert page.evaluate(style.format(f".drawing.{shown} [style*=series-1]", "stroke")) == rgb("series-1", mode)
     displays = [page.evaluate(style.format(f".drawing.{name}", "display")) for name in ("wide", "narrow")]
     assert displays == (["block", "none"] if shown == "wide" else ["none", "block"])
-    strongest = (
-        "[...document.querySelectorAll('.tokens .positive')].find(e => e.style.cssText.endsWith(': 1;'))"
-    )
+    strongest = "[...document.querySelectorAll('.tokens .positive')].find(e => e.style.cssText.endsWith(': 1;'))"
     found = page.evaluate(f"(e => e && getComputedStyle(e).backgroundColor)({strongest})")
     assert found == rgb("positive", mode)
 
@@ -123,9 +115,7 @@ def test_tooltips_work_by_mouse_keyboard_and_touch(page, sample_path):
     page.call("Input.dispatchKeyEvent", type="keyDown", **key)
     assert page.evaluate(tip) == expected[1]
     assert page.evaluate("tokens[1].getAttribute('aria-describedby')") == "tooltip"
-    box = page.evaluate(
-        "(b => [b.left, b.right])(document.getElementById('tooltip').getBoundingClientRect())"
-    )
+    box = page.evaluate("(b => [b.left, b.right])(document.getElementById('tooltip').getBoundingClientRect())")
     assert box[0] >= 0 and box[1] <= 375
     escape = {"key": "Escape", "code": "Escape", "windowsVirtualKeyCode": 27}
     page.call("Input.dispatchKeyEvent", type="keyDown", **escape)

@@ -45,9 +45,7 @@ def one_shot(params, batch, key, num_chunks):
         embeddings = jnp.zeros((ROWS, CONFIG.hidden_size))
         for chunk in range(num_chunks):
             rows = jax.tree.map(lambda x, c=chunk: x[c::num_chunks], batch)
-            embeddings = embeddings.at[chunk::num_chunks].set(
-                encode(params, rows, jax.random.fold_in(key, chunk))
-            )
+            embeddings = embeddings.at[chunk::num_chunks].set(encode(params, rows, jax.random.fold_in(key, chunk)))
         return loss(embeddings, batch)
 
     return jax.value_and_grad(whole)(params)

@@ -149,9 +149,9 @@ def shard_map_case(check_vma):
 
     def f(x):
         weights = jnp.array([0.5, 2.0])
-        return jax.shard_map(
-            body, mesh=grid(), in_specs=(P("rows"), P()), out_specs=P(), check_vma=check_vma
-        )(weights, x)
+        return jax.shard_map(body, mesh=grid(), in_specs=(P("rows"), P()), out_specs=P(), check_vma=check_vma)(
+            weights, x
+        )
 
     def reference(x, edit):
         values = [plain(x * w, edit) for w in (0.5, 2.0)]

@@ -255,9 +255,7 @@ def test_results_keep_the_custom_rule_and_captured_values_differentiate_as_code(
 def test_rule_of_code_that_cannot_be_differentiated_otherwise(x):
     @jax.custom_vjp
     def f(x):
-        return jax.lax.while_loop(
-            lambda s: s[0] < 3, lambda s: (s[0] + 1, checkpoint_name(s[1] * 2, "a")), (0, x)
-        )[1]
+        return jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, checkpoint_name(s[1] * 2, "a")), (0, x))[1]
 
     f.defvjp(lambda x: (8 * x, None), lambda _, ct: (8 * ct,))
 
@@ -309,9 +307,7 @@ def test_gradient_inside_f_is_one_site_despite_recomputation(x):
     for policy in (None, jax.checkpoint_policies.save_only_these_names("a")):
 
         def f(x, policy=policy):
-            return jax.grad(
-                lambda x: jax.lax.scan(jax.checkpoint(layer, policy=policy), x, jnp.ones(3))[0].sum()
-            )(x)
+            return jax.grad(lambda x: jax.lax.scan(jax.checkpoint(layer, policy=policy), x, jnp.ones(3))[0].sum())(x)
 
         gradient, values = jax.jit(capture(f, "a"))(x)
         s1, s2, s3 = jnp.sin(x), jnp.sin(jnp.sin(x)), jnp.sin(jnp.sin(jnp.sin(x)))

@@ -10,9 +10,7 @@ from jaxcore.transforms import Rules, activation_name, bind, evaluate, sites, tr
 
 
 def rules_for(primitives, apply, rewrites=True):
-    return Rules(
-        lambda eqn: eqn.primitive.name if eqn.primitive.name in primitives else None, apply, rewrites
-    )
+    return Rules(lambda eqn: eqn.primitive.name if eqn.primitive.name in primitives else None, apply, rewrites)
 
 
 @jax.custom_vjp
@@ -72,9 +70,7 @@ def test_rewriting_enters_custom_derivatives_and_observing_keeps_them():
 def test_sites_in_program_order_with_their_obstacle():
     def f(x):
         y = jax.jit(lambda x: checkpoint_name(jnp.sin(x), "inner"))(x)
-        y = jax.lax.custom_linear_solve(
-            lambda v: checkpoint_name(2 * v, "hidden"), y, lambda _, b: b, symmetric=True
-        )
+        y = jax.lax.custom_linear_solve(lambda v: checkpoint_name(2 * v, "hidden"), y, lambda _, b: b, symmetric=True)
         return checkpoint_name(y, "outer")
 
     traced = trace(f, (jnp.ones(2),), {})
