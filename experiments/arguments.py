@@ -41,8 +41,9 @@ def parse(command: str, name: str, options: type, arguments: Sequence[str], *, p
     module = protocol.load(name)
     preset, others = split_preset(arguments, preset)
     config = preset_config(module, preset)
-    config_type: Any = module.Config
-    shown: Any = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[config_type]]
+    shown: Any = Annotated[
+        module.Config, tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff, tyro.conf.arg(name="")
+    ]
     both = dataclasses.make_dataclass(
         f"{command}_{name}",
         [
@@ -51,7 +52,7 @@ def parse(command: str, name: str, options: type, arguments: Sequence[str], *, p
                 Annotated[options, tyro.conf.arg(name="")],
                 dataclasses.field(default_factory=options),
             ),
-            ("config", Annotated[shown, tyro.conf.arg(name="")], dataclasses.field(default=config)),
+            ("config", shown, dataclasses.field(default=config)),
         ],
     )
     description = (

@@ -83,8 +83,10 @@ def violations(module: Any) -> list[str]:
     if missing:
         return [f"{name} is missing" for name in missing]
     problems = []
-    if not (dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen):
+    parameters = getattr(module.Config, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         problems.append("Config is not a frozen dataclass")
+        return problems
     fields = {field.name for field in dataclasses.fields(module.Config)}
     problems += [f"Config has no field {name!r}" for name in ("preset", "seed", "mesh") if name not in fields]
     if tuple(module.PRESETS) != PRESET_NAMES:

@@ -62,7 +62,8 @@ def over_rows(vector: Float[Array, "features"], count: int) -> Float[Array, "row
     On CPU the compiler turns the product itself into a broadcast that costs nothing; on TPU it turns both
     into what plain broadcasting gives, a broadcast and a fused sum. Exact: each entry is one product by 1.
     """
-    return jnp.matmul(jnp.ones((count, 1), vector.dtype), vector[None], precision=jax.lax.Precision.HIGHEST)
+    column, row = jnp.ones((count, 1), vector.dtype), vector.reshape(1, -1)
+    return jnp.matmul(column, row, precision=jax.lax.Precision.HIGHEST)
 
 
 class Linear(nn.Module):

@@ -1,8 +1,6 @@
-"""Speed of the Encoder on CPU against transformers + torch and against the matmul rate, interleaved in one
-run.
+"""Speed of the Encoder on CPU against transformers + torch and the matmul rate, interleaved in one run.
 
-    python tests/benchmarks/encoder_speed.py [--rounds 7] [--batch 32] [--length 128] [--dropout 0.0]
-    [--bfloat16]
+    python tests/benchmarks/encoder_speed.py [--rounds 7] [--batch 32] [--length 128] [--dropout 0] [--bfloat16]
 
 MiniLM shape (6 layers, width 384, 12 heads, feed-forward 1536), float32; forward pass, and training step
 (forward, backward, AdamW on donated state). torch runs its own BertModel with SDPA attention and its own
@@ -18,34 +16,32 @@ ours, floor over ours (matmul rate 197 GFLOP/s):
     torch       0.569 s, 1.797 s; 0.82, 0.78         2.091 s; 0.67
     bfloat16    0.578 s, 1.819 s (this CPU's bfloat16 products win nothing through XLA)
 At a measured rate of 184 GFLOP/s the step stood at 0.88 of the floor: the rate moves more than the step does.
-A plain linen encoder (Dense on three axes, einsum attention) took 0.79 s and 2.4 s of CPU time per core,
+The first version here (linen layers on three axes, einsum attention, scanned) took 0.79 s and 2.4 s of CPU time per core,
 forward and gradient, where torch took 0.64 and 1.65.
 
 What won, by CPU time per core
 - Rows: flattening (batch, time) before each weight product. On three axes the gradient of a weight first
   writes out the transposed cotangent, up to 12 ms per product. With the next two: gradient 2.0 s -> 1.6 s.
-- Bias and norm-scale gradients as products with ones: 0.55 ms instead of 8.4 ms for 4096 x 1536 outside
-YNNPACK. - q, k, v as one product, split by `lax.split`, whose transpose is one concatenation (indexing pads
-  and adds), with heads as the outermost axis of the columns.
-- Heads before time in attention: 22 ms instead of 28 forward, 46 instead of 61 with the backward pass, per
-layer. - Unrolled layers (`scan_layers=False`): step 0.88 of the scanned one, which stacks and slices its
-residuals. - `erf` rather than `erfc` for GELU: 4.6 ms instead of 8.3 per layer.
-- Forward pass without YNNPACK products (`xla_cpu_experimental_ynn_fusion_type=""`): 0.93. With dropout the
-  same flag makes the step 1.2 times slower, and without it gains nothing, so the step keeps the default.
+- Bias and norm-scale gradients as products with ones: 0.55 ms instead of 8.4 for 4096 x 1536 outside YNNPACK.
+- q, k, v as one product, split by `lax.split`, whose transpose is one concatenation (indexing pads and adds),
+  with heads as the outermost axis of the columns.
+- Heads before time in attention, per layer: 22 ms instead of 28 forward, 46 instead of 61 with backward.
+- Unrolled layers (`scan_layers=False`): step 0.88 of the scanned one, which stacks and slices residuals.
+- `erf` rather than `erfc` for GELU: about half the time.
+- Forward pass without YNNPACK products (`xla_cpu_experimental_ynn_fusion_type=""`): 0.93. The same flag makes
+  the step 1.2 times slower with dropout and no faster without, so the step keeps the default.
 - `xla_cpu_enable_fast_min_max`: 2 ms per layer in the softmax's row maximum; NaN still spreads through exp.
 - Keeping freed memory in the process and in huge pages (GLIBC_TUNABLES below): the step's gigabyte of
-  temporaries otherwise costs 300,000 page faults, 0.3 s per step. torch, whose blocks are smaller, keeps them
-  anyway.
-- Integer comparison of 16-bit draws in dropout instead of `bernoulli`: step 1.80 s instead of 2.05 s.
+  temporaries otherwise costs 300,000 page faults, 0.3 s. torch has them too; its smaller blocks need them less.
+- Dropout by integer comparison of 16-bit draws instead of `bernoulli`: step 2.05 s -> 1.84 to 1.93 s.
 
 What did not
-- `xla_cpu_use_onednn`, `xla_cpu_prefer_vector_width=512`, `xla_cpu_enable_fast_math`, the
-concurrency-optimised
-  scheduler: all within 1 %.
-- Keys stored transposed, weights with sources first, deferred normalisation, softmax sums as products: within
-noise. - Rematerialising GELU and norms alone, or saving products and attention weights only: a third to half
-  of the memory, no time gained in the unrolled step (the scanned one gains 3 %).
-- `jax.nn.dot_product_attention` on CPU: 26 ms per layer forward against 22, 60 against 46 with backward.
+- `xla_cpu_use_onednn`, `xla_cpu_prefer_vector_width=512`, `xla_cpu_enable_fast_math`, the concurrency-optimised
+  scheduler: all within the noise of 2 %.
+- Keys stored transposed, weights with sources first, deferred normalisation, softmax sums as products: noise.
+- Rematerialising pointwise parts alone: up to half of the temporaries saved, no time gained in the unrolled
+  step (3 % in the scanned one).
+- `jax.nn.dot_product_attention` on CPU, per layer: 26 ms forward against 22, 60 against 46 with backward.
 """
 
 import argparse

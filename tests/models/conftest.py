@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxcore.models import Encoder, EncoderConfig
@@ -19,8 +20,9 @@ def small_config() -> EncoderConfig:
 def small_params(small_config):
     """Parameters of `Encoder(small_config)`, large enough for its nonlinearities to matter."""
     variables = jax.jit(Encoder(small_config).init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))
-    params = nn.meta.unbox(variables["params"])
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(0)
+
+    def disturb(leaf):
+        return jnp.asarray(leaf + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree.map(disturb, nn.meta.unbox(variables["params"]))

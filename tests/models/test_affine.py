@@ -22,7 +22,7 @@ def value_and_gradients(function, arguments):
     return jax.value_and_grad(lambda *a: (function(*a) ** 3).sum(), argnums=(0, 1, 2))(*arguments)
 
 
-@pytest.mark.parametrize("leading", ((), (3,), (2, 3), (2, 3, 4)))
+@pytest.mark.parametrize("leading", ((), (2, 3)))
 def test_values_and_gradients_in_any_rank(leading):
     """Ours in float32 against the textbook line, differentiated by JAX in float64."""
     x, kernel, bias, scale, shift = draws((*leading, 5), (5, 7), (7,), (5,), (5,))
