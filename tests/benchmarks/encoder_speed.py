@@ -16,8 +16,8 @@ ours, floor over ours (matmul rate 197 GFLOP/s):
     torch       0.569 s, 1.797 s; 0.82, 0.78         2.091 s; 0.67
     bfloat16    0.578 s, 1.819 s (this CPU's bfloat16 products win nothing through XLA)
 At a measured rate of 184 GFLOP/s the step stood at 0.88 of the floor: the rate moves more than the step does.
-The first version here (linen layers on three axes, einsum attention, scanned) took 0.79 s and 2.4 s of CPU time per core,
-forward and gradient, where torch took 0.64 and 1.65.
+The first version here (linen layers on three axes, einsum attention, scanned) took 0.79 s and 2.4 s of CPU time
+per core, forward and gradient, where torch took 0.64 and 1.65.
 
 What won, by CPU time per core
 - Rows: flattening (batch, time) before each weight product. On three axes the gradient of a weight first
