@@ -259,7 +259,7 @@ def _describe(
     return (
         f"{pathlib.Path(config.path).name}: {corpus.num_authors} authors, {len(corpus.work_names)} works, "
         f"{corpus.num_chunks:,} chunks ({training.num_authors} training and {test.num_authors} test authors; "
-        f"{how})."
+        f"{how}); batches of {batches.authors_per_batch} authors x {batches.views_per_author} texts."
     )
 
 

@@ -78,7 +78,7 @@ def test_samples_are_paired_over_seeds_and_draws():
 def test_what_was_not_measured_is_named():
     with pytest.raises(ValueError, match="variant 'method' was not run"):
         judge(claim(), {"baseline": []})
-    with pytest.raises(ValueError, match="metric 'accuracy' was not measured by 'method': there are .'loss'."):
+    with pytest.raises(ValueError, match=r"metric 'accuracy' was not measured by 'method': there are .'loss'."):
         judge(claim(), {"method": [RunValues({"loss": 1.0})], "baseline": [RunValues({"accuracy": 1.0})]})
     with pytest.raises(ValueError, match="run both over the same seeds"):
         judge(claim(), runs([0.5, 0.6], [0.5]))

@@ -12,6 +12,7 @@ from jaxcore.evaluation import Interrupted, map_rows
 @pytest.mark.parametrize("num_rows", [1, 7, 16, 41])
 @pytest.mark.parametrize("mesh_config", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)])
 def test_equals_the_function_on_all_rows(num_rows, mesh_config):
+    chex.clear_trace_counter()
     mesh = make_mesh(mesh_config)
     rows = {"x": np.random.default_rng(0).standard_normal((num_rows, 3)).astype(np.float32)}
     traced = chex.assert_max_traces(lambda params, batch: {"y": batch["x"] @ params}, n=1)

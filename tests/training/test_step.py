@@ -83,6 +83,7 @@ def test_adafactor_has_a_layout_for_its_factored_moments():
 
 
 def test_one_trace_for_all_steps_and_no_transfer_in_a_step():
+    chex.clear_trace_counter()
     mesh = make_mesh(MeshConfig(data=8))
     optimizer = optax.adamw(1e-2)
     state = create_state(initialize, optimizer, mesh, seed=0)
