@@ -14,6 +14,7 @@ Read top to bottom: configuration, presets, model, steps, evaluation, explanatio
 
 import dataclasses
 import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -621,9 +622,8 @@ def _control_accuracies(metrics: Mapping[str, float]) -> dict[str, float]:
     """The control's accuracy with 8 support texts among all unseen authors, by model."""
     found = {}
     for name, value in metrics.items():
-        model, _, setting = name.removeprefix("control/").rpartition("accuracy/")
-        if name.startswith("control/") and setting.endswith("_s8"):
-            found[model.rstrip("/") or "trained"] = value
+        if match := re.fullmatch(r"control/(?:(\w+)/)?accuracy/n\d+_s8", name):
+            found[match[1] or "trained"] = value
     return found
 
 
@@ -710,7 +710,7 @@ CLAIMS = Claims(
         ),
         Claim(
             "beats_raw_counts",
-            "and above the cosine of raw word counts",
+            "training also beats the cosine of raw word counts",
             f"{_SOURCE} (1)",
             _supcon(_AT_8),
             _supcon(f"raw_counts/{_AT_8}"),

@@ -157,6 +157,22 @@ def test_claims_fail_when_training_does_not_help():
     assert not any(judge(claim, runs).passed for claim in compared)
 
 
+@pytest.mark.parametrize(("trained", "passed"), [(0.30, True), (0.18, False)])
+def test_the_control_is_judged_by_its_own_top_1_accuracies(finished, trained, passed):
+    _, results = finished
+    metrics = {
+        "control/accuracy/n11_s1": 0.9,
+        "control/accuracy/n11_s8": trained,
+        "control/accuracy_top5/n11_s8": 0.9,
+        "control/untrained/accuracy/n11_s8": 0.16,
+        "control/untrained/accuracy_top5/n11_s8": 0.1,
+        "control/raw_counts/accuracy/n11_s8": 0.4,
+    }
+    verdicts = star.single_run_verdicts(dataclasses.replace(results, metrics={**results.metrics, **metrics}))
+    control = next(verdict for verdict in verdicts if verdict.name == "beats_untrained")
+    assert control.passed is passed and control.effect == pytest.approx(trained - 0.16)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
