@@ -28,6 +28,18 @@ class Restored:
     meta: dict[str, Any]
 
 
+class _Manager(ocp.CheckpointManager):
+    """orbax's manager, kept from asking for preemption notices itself.
+
+    It asks the coordination service with the training step as counter, while the run asks with its tick count. The
+    service agrees on "the largest counter seen last, plus one": after orbax's smaller number that is a tick which has
+    passed already, and the notice is never seen.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run. All processes construct it and make the same calls in the same order."""
 
@@ -42,7 +54,7 @@ class Checkpoints:
         policies: list[ocp.checkpoint_managers.PreservationPolicy] = [ocp.checkpoint_managers.LatestN(keep_latest)]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
