@@ -167,6 +167,11 @@ def _keep_freed_memory() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-if __name__ == "__main__":
+def console() -> int:
+    """The entry point of the installed command ``jaxcore-experiments``, and of ``python -m experiments``."""
     _keep_freed_memory()
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(console())

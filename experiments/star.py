@@ -9,7 +9,7 @@ words that give an author away are known. The encoder is trained on 400 authors;
 with support texts from one half of the topics and queries from the other. Integrated gradients say which words spoke
 for the author, and the known markers say whether they are right. ``--data.path`` takes real texts instead.
 
-Read top to bottom: configuration, presets, model, steps, evaluation, explanation, run, claims.
+Read top to bottom: configuration, presets, model, steps, run, report, negative control, claims.
 """
 
 import dataclasses
@@ -22,7 +22,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -48,6 +47,7 @@ from jaxcore.distributed import (
 )
 from jaxcore.evaluation import (
     AuthorshipEvaluationConfig,
+    AuthorshipExplanations,
     AuthorshipMeasurements,
     Claim,
     Claims,
@@ -55,11 +55,9 @@ from jaxcore.evaluation import (
     RunValues,
     Verdict,
     evaluate_authorship,
+    explain_queries,
     judge_single_run,
     map_rows,
-    marker_auprc,
-    pointing_game,
-    query_targets,
 )
 from jaxcore.losses import feature_normalized_contrastive, supervised_contrastive, unit_vectors
 from jaxcore.models import (
@@ -85,6 +83,7 @@ from jaxcore.training import (
     make_optimizer,
     make_train_step,
     one_shot_gradients,
+    only_last_layers,
     open_run_directory,
     package_versions,
     params_digest,
@@ -288,7 +287,7 @@ def make_steps(config: Config, devices: Devices | None = None) -> Steps:
     optimizer = make_optimizer(config.optimizer, max(config.num_steps, 1))
     initialize = _initializer(model, _text_length(config))
     if config.train_last_layers:
-        optimizer = _only_last_layers(optimizer, config.train_last_layers)
+        optimizer = only_last_layers(optimizer, config.train_last_layers)
     state = abstract_state(initialize, optimizer, mesh)
     return Steps(
         mesh=mesh,
@@ -358,22 +357,6 @@ def _gradients(config: Config, model: Encoder | BagOfWordsEncoder, mesh: Mesh) -
     return one_shot_gradients(lambda params, batch, key: loss(encode(params, batch, key), batch))
 
 
-def _only_last_layers(optimizer: Any, count: int) -> Any:
-    """The optimiser, its updates zeroed outside the last `count` layers and the pooler."""
-
-    def keep(updates: Any) -> Any:
-        def masked(path: tuple, update: Array) -> Array:
-            names = [entry.key for entry in path if hasattr(entry, "key")]
-            if names[0] == "layers":  # stacked: the first axis counts layers
-                chosen = jnp.arange(update.shape[0]) >= update.shape[0] - count
-                return update * chosen.reshape(-1, *(1,) * (update.ndim - 1)).astype(update.dtype)
-            return update if names[0] == "pooler" else jnp.zeros_like(update)
-
-        return jax.tree_util.tree_map_with_path(masked, updates)
-
-    return optax.chain(optimizer, optax.stateless(lambda updates, params: keep(updates)))
-
-
 def _embed(model: Encoder | BagOfWordsEncoder, params: Any, batch: Any) -> Float[Array, "rows dim"]:
     """Unit vectors of texts; the scale of an embedding says nothing about its author."""
     output: Any = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
@@ -417,7 +400,9 @@ def run(
                 training_pool=training_pool,
                 seed=config.seed,
             )
-        explained = explain(config, steps, state.params, task, trained, tick)
+        explained = explain_queries(
+            config.evaluation, task, trained, steps.explain, state.params, mesh=steps.mesh, seed=config.seed, tick=tick
+        )
         control = negative_control(config, directory.path, resume=resume, tick=tick)
         results = Results(
             experiment="star",
@@ -481,77 +466,6 @@ def write_model(config: Config, model: Any, params: Any, task: AuthorshipTask, d
             task.tokenizer.save_pretrained(str(directory))
 
 
-# ---- explanation -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanations:
-    """Attributed test texts: metrics against known markers, and what the heatmaps show."""
-
-    metrics: dict[str, float]
-    targets: dict[str, Any] = dataclasses.field(default_factory=dict)
-    attributions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """By question: "similarity" (what makes it this author's?), "contrast" (why not the runner-up's?)."""
-
-
-def explain(
-    config: Config, steps: Steps, params: Any, task: AuthorshipTask, embeddings: np.ndarray, tick: Any
-) -> Explanations:
-    """Attribute test queries to their tokens, twice, and score both against the author's markers where known."""
-    if config.evaluation.explained == 0:
-        return Explanations({})
-    pool, count = task.test, config.evaluation.explained
-    targets = query_targets(
-        pool, embeddings, count=count, num_support=max(config.evaluation.supports), seed=config.seed
-    )
-    rows = targets["rows"]
-    texts = {name: value[rows] for name, value in pool.rows().items()}
-    questions = {"similarity": targets["own"], "contrast": targets["own"] - targets["other"]}
-    metrics: dict[str, float] = {}
-    attributions: dict[str, np.ndarray] = {}
-    for question, target in questions.items():
-        found = map_rows(
-            steps.explain,
-            params,
-            {**texts, "target": target.astype(np.float32)},
-            batch_size=_explain_batch(config, steps.mesh),
-            mesh=steps.mesh,
-            tick=tick,
-        )
-        attributions[question] = found.attributions
-        metrics[f"explanation/{question}/completeness_error"] = float(np.abs(found.completeness_error).max())
-        metrics |= _marker_metrics(task, targets, texts["input_ids"], found.attributions, question)
-    return Explanations(metrics, targets, attributions)
-
-
-def _explain_batch(config: Config, mesh: Mesh) -> int:
-    """Texts explained at once: what there is, rounded up to the mesh, at most an evaluation batch."""
-    shards = mesh.size // mesh.shape["tensor"]
-    return min(-(-config.evaluation.explained // shards) * shards, config.evaluation.batch_size)
-
-
-def _marker_metrics(
-    task: AuthorshipTask, targets: Mapping[str, Any], ids: np.ndarray, values: np.ndarray, question: str
-) -> dict[str, float]:
-    """How well attributions rank the author's true markers above all tokens, and above the topic's words alone."""
-    if task.markers is None or task.topic_words is None:
-        return {}
-    topics = task.test.topics[targets["rows"]]
-    markers = np.stack([task.markers(a, row) for a, row in zip(targets["author"], ids, strict=True)])
-    topical = np.stack([task.topic_words(t, row) for t, row in zip(topics, ids, strict=True)])
-    everything = marker_auprc(values, markers)
-    against_topic = marker_auprc(values, markers, markers | topical)
-    prefix = f"explanation/{question}"
-    return {
-        f"{prefix}/auprc": everything.auprc,
-        f"{prefix}/auprc_chance": everything.chance,
-        f"{prefix}/auprc_above_chance": everything.auprc - everything.chance,
-        f"{prefix}/auroc": everything.auroc,
-        f"{prefix}/auroc_against_topic_words": against_topic.auroc,
-        f"{prefix}/top_token_is_marker": pointing_game(values, markers).hit_rate,
-    }
-
-
 # ---- report ----------------------------------------------------------------------------------------------
 
 
@@ -560,7 +474,7 @@ def write_star_report(
     task: AuthorshipTask,
     results: Results,
     measured: AuthorshipMeasurements,
-    explained: Explanations,
+    explained: AuthorshipExplanations,
     directory: RunDirectory,
 ) -> None:
     """``report.html`` of one run."""
@@ -571,17 +485,19 @@ def write_star_report(
     if "explanation/similarity/auprc" in results.metrics:
         found, chance = (results.metrics[f"explanation/similarity/auprc{end}"] for end in ("", "_chance"))
         headline.append(Headline("markers found (AUPRC)", f"{found:.3f}", f"chance {chance:.3f}"))
-    control = [(name, value) for name, value in results.metrics.items() if name.startswith("control/accuracy")]
+    control = _control_accuracies(results.metrics)
     blocks = [
         Section("Data", [Paragraph(task.description)]),
         sections.verdict_section(single_run_verdicts(results), SINGLE_RUN_NOTE),
         sections.training_section(read_metrics(directory.metrics)),
         sections.attribution_section(measured),
         sections.verification_section(measured),
-        sections.explanation_section(
-            task, explained.targets, explained.attributions, results.metrics, shown=config.evaluation.shown
-        ),
-        Section("Negative control", [Table(("measure", "mean over folds"), control)], note=CONTROL_NOTE)
+        sections.explanation_section(task, explained, shown=config.evaluation.shown),
+        Section(
+            "Negative control",
+            [Table(("model", "accuracy of unseen authors, 8 support texts, mean over folds"), list(control.items()))],
+            note=CONTROL_NOTE,
+        )
         if control
         else None,
         Section("Configuration", [KeyValues(dataclasses.asdict(config))]),

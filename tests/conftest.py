@@ -1,11 +1,18 @@
-"""Fixtures every test may use: eight simulated CPU devices and the folder of shared real data."""
+"""Fixtures every test may use: eight simulated CPU devices, a cache of its own, and the folder of shared real data."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+
+if "JAXCORE_CACHE_DIR" not in os.environ:  # shared by the processes that tests start, and gone with the session
+    os.environ["JAXCORE_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcore-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["JAXCORE_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 

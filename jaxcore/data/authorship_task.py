@@ -21,6 +21,7 @@ from jaxcore.data.chunking import Chunker, TokenChunker, TrigramChunker
 from jaxcore.data.records import Field
 from jaxcore.data.sources import Source, open_source
 from jaxcore.data.tokenization import load_tokenizer, train_tokenizer
+from jaxcore.distributed import default_cache_dir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class AuthorshipDataConfig:
     max_malformed_rate: float = 0.01
     """Share of malformed records above which the run stops."""
     cache_dir: str = ""
-    """Folder for tokenised corpora; empty: kept in memory."""
+    """Folder for tokenised corpora, kept by content hash; empty: data/ in the user's cache (JAXCORE_CACHE_DIR)."""
     world: AuthorWorldConfig = dataclasses.field(default_factory=AuthorWorldConfig)
     """The generated world, used without a path."""
     batches: AuthorBatchConfig = dataclasses.field(default_factory=AuthorBatchConfig)
@@ -275,8 +276,8 @@ def _chunker(config: AuthorshipDataConfig, source: Source) -> tuple[Chunker, Any
     return TokenChunker(tokenizer, max_length=config.max_length), tokenizer
 
 
-def _cache_dir(config: AuthorshipDataConfig) -> str | None:
-    return os.path.expanduser(config.cache_dir) if config.cache_dir else None
+def _cache_dir(config: AuthorshipDataConfig) -> pathlib.Path:
+    return pathlib.Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir() / "data"
 
 
 def _fold_of_authors(num_authors: int, fold: int, seed: int) -> Bool[np.ndarray, "authors"]:

@@ -24,7 +24,7 @@ Compiling for a pod without one
 from jaxcore.distributed.ahead_of_time import CompiledStep, DescribedTopology, compile_step, describe_topology
 from jaxcore.distributed.chips import CHIPS, Chip, Topology, chip_for_device_kind, parse_topology
 from jaxcore.distributed.collectives import Collective, CollectiveTotal, read_collectives, total_by_kind
-from jaxcore.distributed.compilation_cache import enable_compilation_cache
+from jaxcore.distributed.compilation_cache import default_cache_dir, enable_compilation_cache
 from jaxcore.distributed.coordination import BarrierTimeout, barrier
 from jaxcore.distributed.exit_codes import ExitCode
 from jaxcore.distributed.fingerprint import FingerprintMismatch, hash_config
@@ -94,6 +94,7 @@ __all__ = [
     "count_flops",
     "count_jaxpr_flops",
     "current_ticker",
+    "default_cache_dir",
     "describe_topology",
     "enable_compilation_cache",
     "encoder_flops",

@@ -7,6 +7,7 @@
     token_attribution      do token attributions find known markers: AUPRC, AUROC, pointing game
     bootstrap              confidence intervals over rows or groups of rows
     authorship             all of that for an authorship task, from the embeddings of its texts
+    authorship_explanation tokens behind an attribution, scored against known markers
     claims                 what a paper says in a form that can fail, and the verdict over seeds
     row_map                a jitted function over finite data, padded and sharded
     author_pairs           pairs of texts for verification
@@ -30,8 +31,8 @@ from jaxcore.evaluation.authorship import (
     AuthorshipEvaluationConfig,
     AuthorshipMeasurements,
     evaluate_authorship,
-    query_targets,
 )
+from jaxcore.evaluation.authorship_explanation import AuthorshipExplanations, explain_queries, query_targets
 from jaxcore.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
 from jaxcore.evaluation.claims import Claim, Claims, Measured, RunValues, Verdict, judge, judge_single_run
 from jaxcore.evaluation.clustering import (
@@ -64,6 +65,7 @@ from jaxcore.evaluation.verification import (
 
 __all__ = [
     "AuthorshipEvaluationConfig",
+    "AuthorshipExplanations",
     "AuthorshipMeasurements",
     "BCubed",
     "Claim",
@@ -91,6 +93,7 @@ __all__ = [
     "centroid_attribution",
     "cosine_links",
     "evaluate_authorship",
+    "explain_queries",
     "f05u",
     "f05u_published_2020",
     "fit_verification_head",

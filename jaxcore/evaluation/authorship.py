@@ -6,13 +6,12 @@ authors.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxcore.data import AuthorshipTask, TextPool
-from jaxcore.evaluation.attribution_accuracy import NWayResult, centroid_attribution, nway_grid
+from jaxcore.evaluation.attribution_accuracy import NWayResult, nway_grid
 from jaxcore.evaluation.author_pairs import sample_author_pairs
 from jaxcore.evaluation.clustering import (
     agglomerative_cosine,
@@ -197,36 +196,4 @@ def clustering_of_pools(
         "clustering/link_average_precision": link_average_precision(
             cosine_links(vectors), links_within_classes(authors)
         ),
-    }
-
-
-def query_targets(
-    pool: TextPool, embeddings: Float[np.ndarray, "n dim"], *, count: int, num_support: int, seed: int
-) -> dict[str, Any]:
-    """Query texts to explain, each with its author's centroid and the runner-up's.
-
-    Returns:
-        rows: [count] text numbers in `pool`; author, runner_up: [count] author numbers, the runner-up being the
-        likeliest *other* author; own, other: [count, dim] unit centroids; correct: [count] whether the own author
-        comes first.
-    """
-    rng = np.random.default_rng([seed, 5])
-    names = np.unique(pool.authors)
-    support = [rng.permutation(np.flatnonzero((pool.authors == name) & ~pool.is_query))[:num_support] for name in names]
-    fewest = min(len(rows) for rows in support)
-    centroids = np.stack([embeddings[rows[:fewest]].mean(axis=0) for rows in support])
-    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
-    rows = rng.permutation(np.flatnonzero(pool.is_query))[:count]
-    scores = np.array(centroid_attribution(centroids[:, None], embeddings[rows]))
-    own = np.searchsorted(names, pool.authors[rows])
-    correct = scores.argmax(axis=1) == own
-    scores[np.arange(len(rows)), own] = -np.inf
-    runner_up = scores.argmax(axis=1)
-    return {
-        "rows": rows,
-        "author": names[own],
-        "runner_up": names[runner_up],
-        "own": centroids[own],
-        "other": centroids[runner_up],
-        "correct": correct,
     }

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxcore.data import AuthorshipTask
-from jaxcore.evaluation import AuthorshipMeasurements, Verdict
+from jaxcore.evaluation import AuthorshipExplanations, AuthorshipMeasurements, Verdict
 from jaxcore.reporting.heatmaps import TokenHeatmap
 from jaxcore.reporting.html import Headline, Paragraph, Section, VerdictTable
 from jaxcore.reporting.plots import Curves
@@ -132,19 +130,13 @@ def verdict_section(verdicts: Sequence[Verdict], note: str) -> Section:
     return Section("Claims", [VerdictTable(verdicts)], note=note)
 
 
-def explanation_section(
-    task: AuthorshipTask,
-    targets: Mapping[str, Any],
-    attributions: Mapping[str, np.ndarray],
-    metrics: Mapping[str, float],
-    *,
-    shown: int,
-) -> Section | None:
+def explanation_section(task: AuthorshipTask, explained: AuthorshipExplanations, *, shown: int) -> Section | None:
     """Heatmaps of the first `shown` explained texts for each question, and how they rank the known markers."""
+    targets, attributions = explained.targets, explained.attributions
     if not attributions:
         return None
     blocks: list[Any] = []
-    scored = [(k.removeprefix("explanation/"), v) for k, v in metrics.items() if k.startswith("explanation/")]
+    scored = [(k.removeprefix("explanation/"), v) for k, v in explained.metrics.items()]
     blocks.append(Table(("measure", "value"), scored, caption="Attributions against what is known."))
     for index in range(min(shown, len(targets["rows"]))):
         row = targets["rows"][index]

@@ -9,7 +9,7 @@ from jaxcore.training.checkpoints import Checkpoints, Restored, read_snapshot, s
 from jaxcore.training.gradient_cache import cached_gradients
 from jaxcore.training.loop import Batches, LoopConfig, NonFiniteLoss, Preempted, fit
 from jaxcore.training.metrics import MetricsWriter, read_metrics
-from jaxcore.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxcore.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer, only_last_layers
 from jaxcore.training.results import Results, describe_device, package_versions, write_results
 from jaxcore.training.run_directory import (
     RunDirectory,
@@ -49,6 +49,7 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "one_shot_gradients",
+    "only_last_layers",
     "open_run_directory",
     "package_versions",
     "params_digest",

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -84,3 +85,20 @@ def _is_matrix(params: optax.Params) -> optax.Params:
         return name not in {"bias", "scale"}
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def only_last_layers(optimizer: optax.GradientTransformation, count: int) -> optax.GradientTransformation:
+    """`optimizer` with its updates zeroed outside the last `count` layers and the pooler of an `Encoder`.
+
+    Layers are stacked along the first axis of every parameter under ``layers``; weight decay is zeroed with the rest.
+    """
+
+    def masked(path: tuple, update: jax.Array) -> jax.Array:
+        name = next(entry.key for entry in path if hasattr(entry, "key"))
+        if name == "layers":
+            kept = jnp.arange(update.shape[0]) >= update.shape[0] - count
+            return update * kept.reshape(-1, *(1,) * (update.ndim - 1)).astype(update.dtype)
+        return update if name == "pooler" else jnp.zeros_like(update)
+
+    keep = optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(masked, updates))
+    return optax.chain(optimizer, keep)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcore.data import AuthorBatchConfig, AuthorshipDataConfig, AuthorWorldConfig, open_authorship_task
-from jaxcore.evaluation import AuthorshipEvaluationConfig, evaluate_authorship, query_targets
+from jaxcore.evaluation import AuthorshipEvaluationConfig, evaluate_authorship
 from jaxcore.evaluation.authorship import smallest_gains, token_counts
 
 CONFIG = AuthorshipEvaluationConfig(candidates=(5, 20, 500), supports=(1, 4), draws=30, pairs=300, clustered_authors=6)
@@ -73,18 +73,6 @@ def test_token_counts_count_only_real_tokens(task):
         attention_mask=np.array([[1, 1, 1, 0], [1, 1, 1, 1]]),
     )
     np.testing.assert_array_equal(token_counts(pool), [[2, 1], [1, 3]])  # 4101 folds onto 5
-
-
-def test_targets_name_the_author_and_the_likeliest_other(task):
-    vectors = author_vectors(task.test, 0.02)
-    targets = query_targets(task.test, vectors, count=15, num_support=4, seed=0)
-    np.testing.assert_array_equal(targets["author"], task.test.authors[targets["rows"]])
-    assert task.test.is_query[targets["rows"]].all()
-    assert targets["correct"].all() and not np.any(targets["runner_up"] == targets["author"])
-    scores = vectors[targets["rows"]]
-    own, other = np.sum(scores * targets["own"], axis=1), np.sum(scores * targets["other"], axis=1)
-    assert np.all(own > other)
-    np.testing.assert_allclose(np.linalg.norm(targets["own"], axis=1), 1, rtol=1e-5)
 
 
 def test_too_few_support_texts_are_named(task):

@@ -112,12 +112,36 @@ def ticks_until(*, training_tick):
     return tick
 
 
-def test_devices_do_not_change_the_losses(finished, tmp_path):
-    path, _ = finished  # on eight devices
-    one = dataclasses.replace(TINY, mesh=MeshConfig(data=1, tensor=-1))
-    star.run(one, tmp_path / "one")
-    losses = [[row["loss"] for row in read_metrics(p / "metrics.jsonl")] for p in (path, tmp_path / "one")]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+def test_eight_devices_give_the_losses_of_one_over_twenty_steps(tmp_path):
+    evaluation = dataclasses.replace(TINY.evaluation, explained=0)
+    config = dataclasses.replace(TINY, num_steps=20, evaluation=evaluation)
+    losses = {}
+    for name, mesh in {"eight": MeshConfig(data=4, fsdp=2), "one": MeshConfig(data=1, tensor=-1)}.items():
+        star.run(dataclasses.replace(config, mesh=mesh), tmp_path / name)
+        losses[name] = [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert len(losses["eight"]) == 20
+    np.testing.assert_allclose(losses["eight"], losses["one"], rtol=1e-5)
+
+
+def test_numbers_gone_bad_end_with_77(tmp_path, capsys):
+    fields = ["--optimizer.learning-rate", "1e38", "--run-dir", str(tmp_path / "run")]
+    assert main(["run", "star", "--preset", "smoke", *fields]) == 77
+    assert re.search(r"not finite at step \d+ .*batch ids \[", capsys.readouterr().err)
+    assert (tmp_path / "run" / "nonfinite" / "state").is_dir()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_claims_that_fail_end_verify_with_1_and_every_value_is_written(tmp_path, capsys):
+    """Without any training step the claims cannot hold."""
+    file = tmp_path / "verdicts.json"
+    assert main(["verify", "star", "--seeds", "1", "--num-steps", "0", "--json", str(file)]) == 1
+    shown = capsys.readouterr().out
+    assert "learns_style" in shown and "FAILS" in shown
+    record = json.loads(file.read_text())
+    failed = {verdict["name"] for verdict in record["verdicts"] if not verdict["passed"]}
+    assert {"learns_style", "beats_raw_counts", "many_views", "labels_matter"} <= failed
+    assert set(record["values"]) == set(star.CLAIMS.variants)
+    assert record["values"]["supcon"][0]["metrics"][star._AT_8] < 0.2
 
 
 def test_gradient_caching_does_not_change_the_losses(finished, tmp_path):
