@@ -201,6 +201,7 @@ PRESETS: Mapping[str, Config] = {
     ),
     # The paper's run: RoBERTa-large, 1024 authors x 16 texts of 512 tokens, Adafactor 1e-2, 3000 steps, with
     # micro-batches of 32 texts [repo: jahuerta92/star run.py]; here 16 texts per chip of a 256-chip pod at a time.
+    # Attention weights are not dropped: fused attention cannot, and libtpu 0.0.42 crashes on the unfused form for v6e.
     "pod": Config(
         preset="pod",
         num_steps=3000,
@@ -208,7 +209,9 @@ PRESETS: Mapping[str, Config] = {
         model=EncoderConfig(
             vocab_size=50265, num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096,
             max_positions=514, num_token_types=1, norm_epsilon=1e-5, position_offset=2, pad_token_id=1,
-            architecture="roberta", dtype="bfloat16", remat="full",
+            architecture="roberta", dtype="bfloat16", attention_dropout=0.0,
+            attention_implementation="fused",
+            remat="full",
         ),
         data=AuthorshipDataConfig(
             path=_REDDIT, text_field="content", work_field="subreddit", held_out="authors", tokenizer="roberta-large",
