@@ -263,8 +263,7 @@ class AuthorWorld:
         )
 
     def input_ids(self, words: Int[np.ndarray, "n length"], *, start_token: bool = False) -> Int[np.ndarray, "n ids"]:
-        """Token ids (int32) of word indices; with `start_token`, a [CLS] in front (for encoders that pool
-        it)."""
+        """Token ids (int32) of word indices; with `start_token`, a [CLS] in front (for encoders that pool it)."""
         ids = words.astype(np.int32) + np.int32(len(SPECIAL_TOKENS))
         start = np.full((len(ids), 1), SPECIAL_TOKENS.index("[CLS]"), np.int32)
         return np.concatenate([start, ids], axis=1) if start_token else ids

@@ -35,8 +35,7 @@ class AuthorCorpus:
     author_index: Int[np.ndarray, "chunks"]
     """Position of the chunk's author in `author_names`: the label of contrastive batches."""
     work_index: Int[np.ndarray, "chunks"]
-    """Position in `work_names` of the work (book, thread, topic) the chunk comes from; authors may share
-    works."""
+    """Position in `work_names` of the work (book, thread, topic) the chunk comes from; authors may share works."""
     author_names: tuple[str, ...]
     work_names: tuple[str, ...]
     pad_id: int = 0

@@ -133,8 +133,7 @@ class TrigramChunker:
 
 
 def _consecutive(ids: np.ndarray, length: int, min_tail: float) -> list[np.ndarray]:
-    """Consecutive runs of `length`; a shorter last one only if it is the only one or fills `min_tail` of a
-    run."""
+    """Consecutive runs of `length`; a shorter last one only if it is the only one or fills `min_tail` of a run."""
     runs = [ids[start : start + length] for start in range(0, len(ids), length)]
     if len(runs) > 1 and len(runs[-1]) < min_tail * length:
         runs.pop()

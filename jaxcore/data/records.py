@@ -106,8 +106,7 @@ def decode_text(data: bytes) -> str:
 
 
 class RecordScan:
-    """The count of one pass over a source: records read, the malformed among them, and the verdict at the
-    end."""
+    """The count of one pass over a source: records read, the malformed among them, and the verdict at the end."""
 
     def __init__(self, name: str, max_malformed_rate: float) -> None:
         if not 0 <= max_malformed_rate <= 1:

@@ -97,7 +97,6 @@ THEMES: dict[str, tuple[str, ...]] = {
 
 
 def extend_names(names: tuple[str, ...], count: int) -> list[str]:
-    """The first `count` names; past the end the list is repeated with a number: harbour, ..., harbour2,
-    ..."""
+    """The first `count` names; past the end the list is repeated with a number: harbour, ..., harbour2, ..."""
     rounds = range(count // max(len(names), 1) + 1)
     return [name if turn == 0 else f"{name}{turn + 1}" for turn in rounds for name in names][:count]

@@ -15,10 +15,10 @@ Placing arrays
 
 Compiling for a pod without one
     ahead_of_time   `describe_topology`, `compile_step`: memory, FLOPs and collectives of a real TPU
-    executable flops           FLOPs of a jaxpr, loops multiplied out; compiled_flops reads them from the
-    executable collectives     collective operations of the executable (hlo_text parses it) chips
-    peaks, memory, link rates, topology names roofline        predicted step time, and the report that
-    `compile` prints
+    flops           FLOPs of a jaxpr, loops multiplied out; compiled_flops reads them from the executable
+    collectives     collective operations of the executable (hlo_text parses it)
+    chips           peaks, memory, link rates, topology names
+    roofline        predicted step time, and the report that `compile` prints
 """
 
 from jaxcore.distributed.ahead_of_time import CompiledStep, DescribedTopology, compile_step, describe_topology

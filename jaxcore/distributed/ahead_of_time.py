@@ -239,8 +239,7 @@ def _read_executable(executable: jax.stages.Compiled, shared: dict[str, Any]) ->
 
 
 def _memory_refusal(error: jax.errors.JaxRuntimeError) -> tuple[str, int]:
-    """The compiler's sentence and the bytes it names, for an out-of-memory refusal; re-raises anything
-    else."""
+    """The compiler's sentence and the bytes it names, for an out-of-memory refusal; re-raises anything else."""
     message = str(error)
     amounts = re.search(r"\(([\d.]+)([KMGT]?)\)\s+exceeds available HBM", message) or re.search(
         r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message

@@ -104,8 +104,7 @@ CHIPS: dict[str, Chip] = {
 
 
 def chip_for_device_kind(device_kind: str) -> Chip | None:
-    """The chip behind ``jax.Device.device_kind`` (longest matching prefix), or None for one not in the
-    table."""
+    """The chip behind ``jax.Device.device_kind`` (longest matching prefix), or None for one not in the table."""
     matches = [
         (len(prefix), chip) for chip in CHIPS.values() for prefix in chip.device_kinds if device_kind.startswith(prefix)
     ]

@@ -14,8 +14,7 @@ __all__ = ["compiled_flops"]
 
 
 def compiled_flops(hlo_text: str) -> int:
-    """FLOPs per chip and step in ``compiled.as_text()``, loops multiplied out; custom calls count as
-    nothing."""
+    """FLOPs per chip and step in ``compiled.as_text()``, loops multiplied out; custom calls count as nothing."""
     module = parse_hlo(hlo_text)
     total = 0
     for placed in module.placed():

@@ -26,8 +26,7 @@ __all__ = [
 
 
 class BarrierTimeout(TimeoutError):
-    """A barrier was not reached in time; `missing` names the process ids that never came (empty if
-    unknown)."""
+    """A barrier was not reached in time; `missing` names the process ids that never came (empty if unknown)."""
 
     def __init__(self, name: str, timeout_seconds: float, missing: list[int]):
         who = f"process(es) {', '.join(map(str, missing))} did not arrive" if missing else "not every process arrived"

@@ -46,8 +46,7 @@ def code_version() -> str:
 
 
 def hash_config(config: Any) -> str:
-    """SHA-256 (12 digits) of a plain configuration (dicts, lists, numbers, strings), whatever its key
-    order."""
+    """SHA-256 (12 digits) of a plain configuration (dicts, lists, numbers, strings), whatever its key order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

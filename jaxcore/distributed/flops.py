@@ -265,8 +265,7 @@ def _propagate(eqn: Any, known: dict[Any, int]) -> None:
 
 
 def _while_trips(eqn: Any, known: dict[Any, int]) -> int | None:
-    """Trips of ``while counter < limit: counter += 1`` with constant start and limit; None for any other
-    loop."""
+    """Trips of ``while counter < limit: counter += 1`` with constant start and limit; None for any other loop."""
     params = eqn.params
     condition, body = _open(params["cond_jaxpr"]), _open(params["body_jaxpr"])
     skip_condition, skip_body = params["cond_nconsts"], params["body_nconsts"]

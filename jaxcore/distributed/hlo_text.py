@@ -112,8 +112,7 @@ class HloModule:
         return max(trips, 0)
 
     def _condition_test(self, condition: str) -> tuple[int, str, int] | None:
-        """(tuple index of the counter, direction, limit) of a condition that compares a counter with a
-        constant."""
+        """(tuple index of the counter, direction, limit) of a condition that compares a counter with a constant."""
         lines = self.computations.get(condition, ())
         root = next((line for line in lines if line.is_root), None)
         while root is not None and root.opcode in ("copy", "bitcast", "fusion") and len(root.operands) >= 1:

@@ -39,8 +39,7 @@ _held_ports: list[socket.socket] = []
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig:
-    """How this process finds the others. Everything may be left out on a laptop, a TPU pod and under
-    SLURM."""
+    """How this process finds the others. Everything may be left out on a laptop, a TPU pod and under SLURM."""
 
     coordinator: str | None = None
     """host:port of process 0 (or JAXCORE_COORDINATOR)."""
@@ -51,8 +50,7 @@ class StartConfig:
     initialization_timeout: int | None = None
     """Seconds to wait for the others; default 1800, several slices 3600."""
     heartbeat_timeout: int | None = None
-    """Seconds without a sign of life after which a process counts as dead; default 100, above 64 processes
-    300."""
+    """Seconds without a sign of life after which a process counts as dead; default 100, above 64 processes 300."""
     shutdown_timeout: int = 60
     """Seconds a finished process waits for the others."""
     compilation_cache: bool = True
@@ -314,8 +312,7 @@ def _reserve_port() -> int:
 
 
 def _bypass_proxy_for_loopback() -> None:
-    """A connection of this process with itself must not go through a proxy; nobody needs a warning about
-    it."""
+    """A connection of this process with itself must not go through a proxy; nobody needs a warning about it."""
     jax.config.update("jax_check_proxy_envs", False)
     exempt = os.environ.get(_NO_GRPC_PROXY) or os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if _LOOPBACK not in exempt.split(","):
@@ -323,8 +320,7 @@ def _bypass_proxy_for_loopback() -> None:
 
 
 def _avoid_absent_tpu() -> None:
-    """libtpu installed for ahead-of-time compilation, but no TPU: keep jax from trying it, loudly and in
-    vain."""
+    """libtpu installed for ahead-of-time compilation, but no TPU: keep jax from trying it, loudly and in vain."""
     chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
     if chosen or coordination.on_cloud_tpu() or importlib.util.find_spec("libtpu") is None:
         return

@@ -67,8 +67,7 @@ def encoder_flops(*, parameters: float, tokens: int, layers: int, width: int, ca
 
 
 def training_multiple(*, full_rematerialisation: bool = False, gradient_cache: bool = False) -> int:
-    """Forward passes that a training step costs: 3, one more with full remat, one more with a gradient
-    cache."""
+    """Forward passes that a training step costs: 3, one more with full remat, one more with a gradient cache."""
     return 3 + full_rematerialisation + gradient_cache
 
 
@@ -96,8 +95,7 @@ def ring_bytes(*, global_batch: int, width: int) -> int:
 
 
 def gather_seconds(size: float, *, chips: int, bandwidth: float, hops: int = 0) -> float:
-    """All-gather or reduce-scatter of an array of `size` bytes: ``size (n - 1)/n / bandwidth`` + 1 us per
-    hop."""
+    """All-gather or reduce-scatter of an array of `size` bytes: ``size (n - 1)/n / bandwidth`` + 1 us per hop."""
     return size * (chips - 1) / chips / bandwidth + hops * HOP_SECONDS
 
 

@@ -87,7 +87,7 @@ def marker_auprc(
     Raises:
         ValueError: shapes differ or are not [B, T], NaN at a token, values other than 0 and 1 in markers or
             mask, or no document that can be scored.
-    Source: the issue of the first experiment (AUPRC of attributed tokens against the author's markers).
+    Source: average precision as scikit-learn defines it; the markers are the generated world's (eavae.md, section 8).
     """
     scores, truth, tokens, kept = _checked(attributions, markers, mask)
     rows = [(scores[i][tokens[i]], truth[i][tokens[i]]) for i in kept.documents]
