@@ -12,17 +12,20 @@ or over a mesh, with exact gradients); a loss only says what a row contributes. 
 | what STAR's published code computes instead | `feature_normalized_contrastive` |
 """
 
-from jaxcore.losses.info_nce import info_nce, symmetric_info_nce
-from jaxcore.losses.pairs import RowStatistics, Side, row_statistics
+from jaxcore.losses.info_nce import info_nce, info_nce_rows, nt_xent, symmetric_info_nce
+from jaxcore.losses.pairs import Extreme, Reduction, Side, reduce_pairs
 from jaxcore.losses.similarity import unit_vectors
 from jaxcore.losses.supervised_contrastive import feature_normalized_contrastive, supervised_contrastive
 
 __all__ = [
-    "RowStatistics",
+    "Extreme",
+    "Reduction",
     "Side",
     "feature_normalized_contrastive",
     "info_nce",
-    "row_statistics",
+    "info_nce_rows",
+    "nt_xent",
+    "reduce_pairs",
     "supervised_contrastive",
     "symmetric_info_nce",
     "unit_vectors",

@@ -1,81 +1,286 @@
-"""InfoNCE: each query against its own key and everybody else's."""
+"""InfoNCE: each query against its own key and everybody else's; one-sided, both ways, and between two views."""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxcore.losses.pairs import Side, row_statistics
-from jaxcore.losses.similarity import unit_vectors
+from jaxcore.losses.input_checks import check_length, check_pair_shapes, check_same_shape, check_temperature
+from jaxcore.losses.pairs import Exchange, Reduction, Side, reduce_pairs
+from jaxcore.losses.similarity import paired_similarity, similarity_vectors
+
+Temperature = float | Float[Array, ""]
+
+_ROW = {"row": Reduction("row", "log_sum_exp")}
+_BOTH = {**_ROW, "column": Reduction("column", "log_sum_exp")}
 
 
 def info_nce(
     queries: Float[Array, "n dim"],
     keys: Float[Array, "m dim"],
     *,
-    temperature: float | Float[Array, ""],
+    temperature: Temperature,
     normalize: bool = True,
+    negatives: Float[Array, "k dim"] | Float[Array, "n k dim"] | None = None,
+    negative_log_weights: Float[Array, " k"] | None = None,
+    own_negative_log_weight: float = 0.0,
+    items: Int[Array, " n"] | None = None,
+    reference: tuple[Float[Array, "n e"], Float[Array, "n e"]] | None = None,
+    reference_threshold: float = 1.0,
     mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
 ) -> Float[Array, ""]:
-    """One-sided InfoNCE; key i is the positive of query i, all m keys are its candidates.
+    """One-sided InfoNCE; key i is the positive of query i, all keys are its candidates.
 
         L = -(1/n) sum_i [ s_ii / tau - log sum_{j<m} exp(s_ij / tau) ],   s_ij = cos(q_i, k_j)
 
+    computed as ``log(1 + exp(log sum_{j != i} exp(l_ij) - l_ii))``, which keeps its digits when it is nearly 0.
+
     Args:
         queries: [n, dim].
-        keys: [m, dim] with m >= n; keys beyond the n-th are negatives only (hard negatives, a queue).
+        keys: [m, dim] with m >= n; keys beyond the n-th are negatives only.
         temperature: tau > 0 divides the similarity (a *scale* of peers is 1 / tau); may be a learnt scalar.
         normalize: cosine similarity (the field's default); False takes the vectors' dot products as they are.
+        negatives: further candidates of every query: [k, dim] (a queue, mined texts), or [n, k, dim] hard negatives
+            that belong to the queries (all n k of them are contrasted with every query, as in SimCSE and NegCLIP).
+        negative_log_weights: [k], added to the logits of ``negatives``; -inf leaves one out (an empty queue slot).
+        own_negative_log_weight: added to the logit between a query and its own hard negatives (SimCSE's
+            ``hard_negative_weight``); asks for ``negatives`` of shape [n, k, dim].
+        items: [n]; key j is no negative of query i where ``items[i] == items[j]`` (the same text twice, the same
+            label). A negative number equals no other.
+        reference: vectors of the queries and of the first n keys under a frozen teacher; key j != i is no negative of
+            query i where their cosine exceeds `reference_threshold`.
         mesh: spread rows over its batch axes under `jax.shard_map`; the value does not change.
+        exchange: how columns reach the rows on a mesh (`jaxcore.losses.pairs`); by size unless given.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes that do not fit, a temperature that is not positive, NaN outside `jit`, a batch that the
+            mesh does not divide.
 
-    Source: van den Oord et al. 2018, eq. 4; the many-negative batch form of Sohn 2016.
+    Source: van den Oord et al. 2018, eq. 4; Sohn 2016; own hard negatives: Gao et al. 2021 (SimCSE).
+    """
+    return jnp.mean(
+        info_nce_rows(
+            queries,
+            keys,
+            temperature=temperature,
+            normalize=normalize,
+            negatives=negatives,
+            negative_log_weights=negative_log_weights,
+            own_negative_log_weight=own_negative_log_weight,
+            items=items,
+            reference=reference,
+            reference_threshold=reference_threshold,
+            mesh=mesh,
+            exchange=exchange,
+        )
+    )
+
+
+def info_nce_rows(
+    queries: Float[Array, "n dim"], keys: Float[Array, "m dim"], *, temperature: Temperature, **options: Any
+) -> Float[Array, " n"]:
+    """The summands of `info_nce`, one per query; the same options."""
+    contrast = contrast_rows(queries, keys, temperature=temperature, **options)
+    return jax.nn.softplus(contrast.log_negatives - contrast.positive)
+
+
+class Contrast(NamedTuple):
+    """Per query: the logit ``l_ii`` of its own key and ``log sum_{j in negatives} exp(l_ij)``.
+
+    ``column_log_negatives`` is the same sum per key, over the queries; None unless asked for.
+    """
+
+    positive: Float[Array, " n"]
+    log_negatives: Float[Array, " n"]
+    column_log_negatives: Float[Array, " n"] | None = None
+
+
+def contrast_rows(
+    queries: Float[Array, "n dim"],
+    keys: Float[Array, "m dim"],
+    *,
+    temperature: Temperature,
+    normalize: bool = True,
+    negatives: Array | None = None,
+    negative_log_weights: Array | None = None,
+    own_negative_log_weight: float = 0.0,
+    key_log_weights: Float[Array, " n"] | None = None,
+    items: Int[Array, " n"] | None = None,
+    reference: tuple[Array, Array] | None = None,
+    reference_threshold: float = 1.0,
+    both_ways: bool = False,
+    mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
+) -> Contrast:
+    """Positive and negative parts of InfoNCE, from which its relatives are made; options as for `info_nce`.
+
+    Args:
+        key_log_weights: [n], added to the logits of keys where they are negatives.
+        both_ways: also reduce per key (then with as many keys as queries, and ``negatives`` for queries only).
     """
     check_pair_shapes(queries, keys)
     check_temperature(temperature)
-    rows, columns = (unit_vectors(queries), unit_vectors(keys)) if normalize else (queries, keys)
-    num_rows, num_columns = rows.shape[0], columns.shape[0]
-    statistics = row_statistics(
-        Side(rows, jnp.arange(num_rows), jnp.full(num_rows, -1)),
-        Side(columns, jnp.arange(num_columns), jnp.full(num_columns, -1)),
-        temperature=temperature,
-        mesh=mesh,
+    count = queries.shape[0]
+    check_length("items", items, count)
+    check_length("key_log_weights", key_log_weights, count)
+    negatives, owners = _flat_negatives(queries, negatives, own_negative_log_weight)
+    if keys.shape[0] > count:
+        negatives, owners = _further_keys(keys[count:], negatives, owners)
+        keys = keys[:count]
+    rows, columns = (similarity_vectors(x, normalize=normalize) for x in (queries, keys))
+    known = _known_of_rows(count, items, reference)
+    known_of_columns = _known_of_rows(count, items, None if reference is None else reference[::-1])
+    if key_log_weights is not None:
+        known_of_columns["log_weight"] = key_log_weights
+    shared = {"temperature": temperature, "threshold": reference_threshold, "own": own_negative_log_weight}
+    options = {"shared": shared, "mesh": mesh, "exchange": exchange}
+    among_keys = reduce_pairs(
+        _negative_logits, _BOTH if both_ways else _ROW, Side(rows, known), Side(columns, known_of_columns), **options
     )
-    return jnp.mean(statistics.log_normalizer - statistics.positive_sum)
+    log_negatives = among_keys["row"]
+    if negatives is not None:
+        further: dict[str, Array] = {} if owners is None else {"owner": owners}
+        if negative_log_weights is not None:
+            check_length("negative_log_weights", negative_log_weights, negatives.shape[0])
+            further["log_weight"] = negative_log_weights
+        columns_further = Side(similarity_vectors(negatives, normalize=normalize), further)
+        among_further = reduce_pairs(_further_logits, _ROW, Side(rows, known), columns_further, **options)
+        log_negatives = jnp.logaddexp(log_negatives, among_further["row"])
+    return Contrast(paired_similarity(rows, columns) / temperature, log_negatives, among_keys.get("column"))
+
+
+def _negative_logits(similarity: Array, of_rows: dict, of_columns: dict, shared: dict) -> dict[str, Array]:
+    logits = similarity / shared["temperature"]
+    excluded = of_rows["position"] == of_columns["position"]
+    if "item" in of_rows:
+        excluded |= (of_rows["item"] == of_columns["item"]) & (of_rows["item"] >= 0)
+    if "reference" in of_rows:
+        teacher = jnp.einsum(
+            "ie,je->ij", of_rows["reference"], of_columns["reference"], preferred_element_type=jnp.float32
+        )
+        excluded |= teacher > shared["threshold"]
+    if "log_weight" in of_columns:
+        logits = logits + of_columns["log_weight"]
+    logits = jnp.where(excluded, -jnp.inf, logits)
+    return {"row": logits, "column": logits}
+
+
+def _further_logits(similarity: Array, of_rows: dict, of_columns: dict, shared: dict) -> dict[str, Array]:
+    logits = similarity / shared["temperature"]
+    if "owner" in of_columns:
+        logits = logits + jnp.where(of_rows["position"] == of_columns["owner"], shared["own"], 0.0)
+    if "log_weight" in of_columns:
+        logits = logits + of_columns["log_weight"]
+    return {"row": logits}
+
+
+def _known_of_rows(count: int, items: Array | None, reference: tuple[Array, Array] | None) -> dict[str, Array]:
+    known = {"position": jnp.arange(count)}
+    if items is not None:
+        known["item"] = items
+    if reference is not None:
+        if any(x.ndim != 2 or x.shape[0] != count for x in reference):
+            raise ValueError(f"reference vectors must be [{count}, e]: got {[x.shape for x in reference]}")
+        known["reference"] = jax.lax.stop_gradient(similarity_vectors(reference[0], normalize=True))
+    return known
+
+
+def _flat_negatives(queries: Array, negatives: Array | None, own_weight: float) -> tuple[Array | None, Array | None]:
+    """Negatives as [k, dim], and for those that belong to queries, to which."""
+    if negatives is None or negatives.ndim == 2:
+        if own_weight:
+            raise ValueError(
+                "own_negative_log_weight needs negatives [n, k, dim]: got "
+                + ("none" if negatives is None else str(negatives.shape))
+            )
+        if negatives is not None and (negatives.shape[1] != queries.shape[1] or not negatives.shape[0]):
+            raise ValueError(f"negatives must be [k, {queries.shape[1]}]: got {negatives.shape}")
+        return negatives, None
+    if negatives.ndim != 3 or negatives.shape[::2] != queries.shape or not negatives.shape[1]:
+        raise ValueError(
+            f"hard negatives must be [n, k, dim] for queries [n, dim]: got {negatives.shape} for {queries.shape}"
+        )
+    return negatives.reshape(-1, queries.shape[1]), jnp.repeat(jnp.arange(queries.shape[0]), negatives.shape[1])
+
+
+def _further_keys(further: Array, negatives: Array | None, owners: Array | None) -> tuple[Array, Array | None]:
+    if negatives is None:
+        return further, None
+    everyone = jnp.full(further.shape[0], -1)
+    owners = None if owners is None else jnp.concatenate([everyone, owners])
+    return jnp.concatenate([further, negatives]), owners
 
 
 def symmetric_info_nce(
     queries: Float[Array, "n dim"],
     keys: Float[Array, "n dim"],
     *,
-    temperature: float | Float[Array, ""],
+    temperature: Temperature,
     normalize: bool = True,
+    negatives: Float[Array, "k dim"] | Float[Array, "n k dim"] | None = None,
+    items: Int[Array, " n"] | None = None,
     mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
 ) -> Float[Array, ""]:
-    """The mean of `info_nce` read along the rows and along the columns (CLIP's loss).
+    """The mean of `info_nce` read along the rows and along the columns (CLIP's loss), in one pass over the matrix.
 
         L = (info_nce(q, k) + info_nce(k, q)) / 2
 
-    Arguments and errors as for `info_nce`, with as many keys as queries. Source: Radford et al. 2021, figure 3.
+    With ``negatives`` (NegCLIP: hard captions), they are candidates of the queries and have no query of their own.
+    Arguments and errors as for `info_nce`, with as many keys as queries.
+
+    Source: Radford et al. 2021, figure 3; Yuksekgonul et al. 2023 (NegCLIP).
     """
     if queries.shape != keys.shape:
         raise ValueError(f"symmetric_info_nce needs as many keys as queries: got {queries.shape} and {keys.shape}")
-    forward = info_nce(queries, keys, temperature=temperature, normalize=normalize, mesh=mesh)
-    backward = info_nce(keys, queries, temperature=temperature, normalize=normalize, mesh=mesh)
-    return (forward + backward) / 2
+    contrast = contrast_rows(
+        queries,
+        keys,
+        temperature=temperature,
+        normalize=normalize,
+        negatives=negatives,
+        items=items,
+        both_ways=True,
+        mesh=mesh,
+        exchange=exchange,
+    )
+    forward = jax.nn.softplus(contrast.log_negatives - contrast.positive)
+    backward = jax.nn.softplus(contrast.column_log_negatives - contrast.positive)
+    return jnp.mean(forward + backward) / 2
 
 
-def check_pair_shapes(queries: Array, keys: Array) -> None:
-    """ValueError unless both are matrices of one width, with a key for every query."""
-    if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
-        raise ValueError(f"queries and keys must be [n, dim] and [m, dim]: got {queries.shape} and {keys.shape}")
-    if keys.shape[0] < queries.shape[0] or queries.shape[0] == 0:
-        raise ValueError(f"every query needs its key: got {queries.shape[0]} queries, {keys.shape[0]} keys")
+def nt_xent(
+    first: Float[Array, "n dim"],
+    second: Float[Array, "n dim"],
+    *,
+    temperature: Temperature,
+    normalize: bool = True,
+    mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
+) -> Float[Array, ""]:
+    """NT-Xent: every view of every item is an anchor, its other view the positive, all 2n - 2 others the negatives.
 
+        L = (1/2n) sum_{a of 2n} -log [ exp(s_a,a+ / tau) / sum_{b != a} exp(s_ab / tau) ]
 
-def check_temperature(temperature: float | Array) -> None:
-    """ValueError for a concrete temperature that is not positive (a traced one cannot be checked)."""
-    if not isinstance(temperature, jax.core.Tracer) and not float(temperature) > 0:
-        raise ValueError(f"temperature must be positive: got {temperature}")
+    Args:
+        first, second: [n, dim], two views of the same items.
+        Others and errors as for `info_nce`.
+
+    Source: Chen et al. 2020 (SimCLR), eq. 1.
+    """
+    check_same_shape(first, second, names="first and second")
+    check_temperature(temperature)
+    a, b = (similarity_vectors(x, normalize=normalize) for x in (first, second))
+    known = _known_of_rows(first.shape[0], None, None)
+    options = {"shared": {"temperature": temperature}, "mesh": mesh, "exchange": exchange}
+    # Three blocks of the 2n x 2n matrix are enough: the fourth is the transpose of the second.
+    across = reduce_pairs(_negative_logits, _BOTH, Side(a, known), Side(b, known), **options)
+    among_first = reduce_pairs(_negative_logits, _ROW, Side(a, known), Side(a, known), **options)["row"]
+    among_second = reduce_pairs(_negative_logits, _ROW, Side(b, known), Side(b, known), **options)["row"]
+    positive = paired_similarity(a, b) / temperature
+    of_first = jax.nn.softplus(jnp.logaddexp(across["row"], among_first) - positive)
+    of_second = jax.nn.softplus(jnp.logaddexp(across["column"], among_second) - positive)
+    return jnp.mean(of_first + of_second) / 2

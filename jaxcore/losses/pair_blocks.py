@@ -1,0 +1,325 @@
+"""The walk over blocks of a similarity matrix on one device: forward with online states, backward recomputing.
+
+The matrix ``s_ij = <r_i, c_j>`` exists one block at a time. A *terms* function maps a block, with what is known of
+its rows and columns, to the terms that are reduced; the backward walk differentiates that same function block by
+block. Time is four matrix products (8 N^2 d FLOPs for N x N: one forward, three backward), memory O(N d).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, PyTree
+
+from jaxcore.losses import pair_reductions as reductions_of
+from jaxcore.losses.pair_reductions import Extreme, Reduction, State
+
+Terms = Callable[[Array, Any, Any, Any], dict[str, Array]]
+"""``terms(similarity [b, c], of_rows [b, 1], of_columns [1, c], shared) -> {name: [b, c]}``, elementwise.
+
+What is known as [n, k] comes as [b, k] and [c, k].
+"""
+Named = tuple[tuple[str, Reduction], ...]
+"""Reductions by name, in a fixed order."""
+
+
+@struct.dataclass
+class Side:
+    """One side of a similarity matrix.
+
+    Attributes:
+        vectors: [n, dim].
+        known: a tree of [n] arrays that the terms may use: labels, ids, log-weights, biases; or [n, k] arrays, such as
+            the vectors of a second similarity. Floating ones get gradients.
+    """
+
+    vectors: Float[Array, "n dim"]
+    known: PyTree[Array] = struct.field(default_factory=dict)
+
+
+class Blocks(NamedTuple):
+    """Rows and columns of one block."""
+
+    rows: int
+    columns: int
+
+
+def fit_blocks(largest: Blocks, num_rows: int, num_columns: int) -> Blocks:
+    """Blocks no larger than `largest` that leave as little padding as possible."""
+    return Blocks(_even(num_rows, largest.rows), _even(num_columns, largest.columns))
+
+
+def _even(size: int, largest: int) -> int:
+    count = -(-size // largest)
+    block = -(-size // count)
+    return block if count == 1 else min(-(-block // 8) * 8, largest)
+
+
+class Walk(NamedTuple):
+    """What does not change over a walk.
+
+    Attributes:
+        terms: see `Terms`.
+        reductions: what to reduce the terms to.
+        blocks: size of a block.
+    """
+
+    terms: Terms
+    reductions: Named
+    blocks: Blocks
+
+
+def accumulation_dtype(vectors: Array) -> Any:
+    """float32, or float64 for float64 vectors."""
+    return jnp.promote_types(vectors.dtype, jnp.float32)
+
+
+def empty_states(walk: Walk, rows: Side, columns: Side) -> dict[str, State]:
+    """States before any block of `rows` x `columns`."""
+    dtype = accumulation_dtype(rows.vectors)
+    size = {"row": rows.vectors.shape[0], "column": columns.vectors.shape[0]}
+    return {name: reductions_of.empty(r, size[r.per], dtype) for name, r in walk.reductions}
+
+
+def reduce_blocks(
+    walk: Walk, rows: Side, columns: Side, shared: Any, *, row_offset: Array | int = 0, column_offset: Array | int = 0
+) -> dict[str, State]:
+    """States of ``rows x columns``, walked in blocks.
+
+    Args:
+        row_offset, column_offset: index of the first row and column in the whole matrix, for the index of a maximum.
+    """
+    grid = _Grid(walk.blocks, rows, columns)
+    rows, columns = grid.pad_rows(rows), grid.pad_columns(columns)
+    offsets = {"row": column_offset, "column": row_offset}
+
+    def visit(step: Array, states: dict[str, State]) -> dict[str, State]:
+        place = grid.place(step)
+        row, column = place.of_rows(rows), place.of_columns(columns)
+        terms = place.terms(walk, _similarity(row.vectors, column.vectors), row.known, column.known, shared)
+        new = {}
+        for name, reduction in walk.reductions:
+            per_row = reduction.per == "row"
+            start = offsets[reduction.per] + (place.column if per_row else place.row)
+            seen = reductions_of.of_block(reduction, terms[name], start)
+            old = place.slice(states[name], reduction)
+            new[name] = place.put(states[name], reductions_of.merge(reduction, old, seen), reduction)
+        return new
+
+    states = jax.lax.fori_loop(0, grid.count, visit, empty_states(walk, rows, columns))
+    return {name: grid.cut(states[name], reduction) for name, reduction in walk.reductions}
+
+
+class Gradient(NamedTuple):
+    """Cotangents of one walk; integer leaves of ``known`` are absent."""
+
+    rows: Float[Array, "n dim"]
+    columns: Float[Array, "m dim"]
+    row_known: list[Array]
+    column_known: list[Array]
+    shared: list[Array]
+
+
+def pull_back_blocks(
+    walk: Walk,
+    rows: Side,
+    columns: Side,
+    shared: Any,
+    results: dict[str, Array | Extreme],
+    cotangents: dict[str, Array],
+    *,
+    row_offset: Array | int = 0,
+    column_offset: Array | int = 0,
+) -> Gradient:
+    """The gradient of ``sum <result, cotangent>`` with respect to everything floating, in float32.
+
+    Args:
+        results: what the whole forward walk (over all columns and devices) finished with, for these rows and columns.
+        cotangents: of those results; of the value where the result is an `Extreme`.
+    """
+    grid = _Grid(walk.blocks, rows, columns)
+    num_rows, num_columns = rows.vectors.shape[0], columns.vectors.shape[0]
+    rows, columns = grid.pad_rows(rows), grid.pad_columns(columns)
+    padded = {name: grid.pad((results[name], cotangents[name]), reduction) for name, reduction in walk.reductions}
+    offsets = {"row": column_offset, "column": row_offset}
+    dtype = accumulation_dtype(rows.vectors)
+    operand = jnp.bfloat16 if rows.vectors.dtype == jnp.bfloat16 else dtype
+    shared_floats, rebuild_shared = split_floats(shared)
+
+    def visit(step: Array, total: Gradient) -> Gradient:
+        place = grid.place(step)
+        row, column = place.of_rows(rows), place.of_columns(columns)
+        row_floats, rebuild_row = split_floats(row.known)
+        column_floats, rebuild_column = split_floats(column.known)
+
+        def terms_of(similarity: Array, of_row: list, of_column: list, of_all: list) -> dict[str, Array]:
+            known = rebuild_row(of_row), rebuild_column(of_column), rebuild_shared(of_all)
+            return place.terms(walk, similarity, *known)
+
+        similarity = _similarity(row.vectors, column.vectors)
+        terms, pull = jax.vjp(terms_of, similarity, row_floats, column_floats, shared_floats)
+        of_terms = {}
+        for name, reduction in walk.reductions:
+            result, cotangent = place.slice(padded[name], reduction)
+            start = offsets[reduction.per] + (place.column if reduction.per == "row" else place.row)
+            pulled = reductions_of.pull_back(reduction, terms[name], result, cotangent, start)
+            of_terms[name] = pulled.astype(terms[name].dtype)
+        of_similarity, of_row, of_column, of_shared = pull(of_terms)
+        of_similarity = of_similarity.astype(operand)
+        step_rows = _product("ij,jd->id", of_similarity, column.vectors)
+        step_columns = _product("ij,id->jd", of_similarity, row.vectors)
+        return Gradient(
+            rows=place.add_rows(total.rows, step_rows),
+            columns=place.add_columns(total.columns, step_columns),
+            row_known=[place.add_rows(t, g) for t, g in zip(total.row_known, of_row, strict=True)],
+            column_known=[place.add_columns(t, g) for t, g in zip(total.column_known, of_column, strict=True)],
+            shared=[t + g.astype(t.dtype) for t, g in zip(total.shared, of_shared, strict=True)],
+        )
+
+    def zeros(leaves: list[Array]) -> list[Array]:
+        return [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
+
+    total = Gradient(
+        rows=jnp.zeros(rows.vectors.shape, dtype),
+        columns=jnp.zeros(columns.vectors.shape, dtype),
+        row_known=zeros(split_floats(rows.known)[0]),
+        column_known=zeros(split_floats(columns.known)[0]),
+        shared=zeros(shared_floats),
+    )
+    total = jax.lax.fori_loop(0, grid.count, visit, total)
+    return Gradient(
+        rows=total.rows[:num_rows],
+        columns=total.columns[:num_columns],
+        row_known=[g[:num_rows] for g in total.row_known],
+        column_known=[g[:num_columns] for g in total.column_known],
+        shared=total.shared,
+    )
+
+
+def split_floats(tree: PyTree[Array]) -> tuple[list[Array], Callable[[list[Array]], PyTree[Array]]]:
+    """The floating leaves of a tree, and the function that puts replacements of them back."""
+    leaves, structure = jax.tree.flatten(tree)
+    floating = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
+
+    def rebuild(replacements: list[Array]) -> PyTree[Array]:
+        supply = iter(replacements)
+        both = zip(leaves, floating, strict=True)
+        return jax.tree.unflatten(structure, [next(supply) if is_float else leaf for leaf, is_float in both])
+
+    return [leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float], rebuild
+
+
+def _similarity(rows: Float[Array, "b dim"], columns: Float[Array, "c dim"]) -> Float[Array, "b c"]:
+    return _product("id,jd->ij", rows, columns)
+
+
+def _product(equation: str, left: Array, right: Array) -> Array:
+    """Full precision for float32 (accelerators would round its operands), bfloat16 operands as they are."""
+    if left.dtype != right.dtype or left.dtype == jnp.float16:
+        dtype = jnp.promote_types(jnp.promote_types(left.dtype, right.dtype), jnp.float32)
+        left, right = left.astype(dtype), right.astype(dtype)
+    precision = jax.lax.Precision.DEFAULT if left.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    out = jnp.promote_types(left.dtype, jnp.float32)
+    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=out)
+
+
+class _Grid:
+    """How a matrix is cut into blocks, with padding where they do not divide it."""
+
+    def __init__(self, blocks: Blocks, rows: Side, columns: Side) -> None:
+        self.blocks = blocks
+        self.num_rows, self.num_columns = rows.vectors.shape[0], columns.vectors.shape[0]
+        self.across = -(-self.num_columns // blocks.columns)
+        self.count = -(-self.num_rows // blocks.rows) * self.across
+        self.extra_rows = -self.num_rows % blocks.rows
+        self.extra_columns = -self.num_columns % blocks.columns
+
+    def pad_rows(self, side: Side) -> Side:
+        return _pad(side, self.extra_rows)
+
+    def pad_columns(self, side: Side) -> Side:
+        return _pad(side, self.extra_columns)
+
+    def pad(self, tree: Any, reduction: Reduction) -> Any:
+        return _pad(tree, self.extra_rows if reduction.per == "row" else self.extra_columns)
+
+    def cut(self, state: State, reduction: Reduction) -> State:
+        size = self.num_rows if reduction.per == "row" else self.num_columns
+        return tuple(array[:size] for array in state)
+
+    def place(self, step: Array) -> "_Place":
+        row, column = step // self.across * self.blocks.rows, step % self.across * self.blocks.columns
+        return _Place(self, row, column)
+
+
+class _Place(NamedTuple):
+    """One block of a grid: where it begins, and reading and writing its part of arrays along rows or columns."""
+
+    grid: _Grid
+    row: Array
+    column: Array
+
+    def of_rows(self, side: Side) -> Side:
+        return _slice(side, self.row, self.grid.blocks.rows)
+
+    def of_columns(self, side: Side) -> Side:
+        return _slice(side, self.column, self.grid.blocks.columns)
+
+    def slice(self, tree: Any, reduction: Reduction) -> Any:
+        rows, columns = self.grid.blocks
+        per_row = reduction.per == "row"
+        return _slice(tree, self.row if per_row else self.column, rows if per_row else columns)
+
+    def put(self, state: State, new: State, reduction: Reduction) -> State:
+        start = self.row if reduction.per == "row" else self.column
+        pairs = zip(state, new, strict=True)
+        return tuple(jax.lax.dynamic_update_slice_in_dim(old, value, start, 0) for old, value in pairs)
+
+    def add_rows(self, total: Array, part: Array) -> Array:
+        return _add(total, part, self.row, self.grid.blocks.rows)
+
+    def add_columns(self, total: Array, part: Array) -> Array:
+        return _add(total, part, self.column, self.grid.blocks.columns)
+
+    def terms(self, walk: Walk, similarity: Array, of_rows: Any, of_columns: Any, shared: Any) -> dict[str, Array]:
+        """The block's terms, with padding excluded."""
+        terms = walk.terms(
+            similarity,
+            jax.tree.map(lambda x: x[:, None] if x.ndim == 1 else x, of_rows),
+            jax.tree.map(lambda x: x[None, :] if x.ndim == 1 else x, of_columns),
+            shared,
+        )
+        valid = self._valid(similarity.shape)
+        if valid is None:
+            return {name: terms[name] for name, _ in walk.reductions}
+        return {name: jnp.where(valid, terms[name], reduction.excluded) for name, reduction in walk.reductions}
+
+    def _valid(self, shape: tuple[int, ...]) -> Array | None:
+        valid = None
+        if self.grid.extra_rows:
+            valid = self.row + jax.lax.broadcasted_iota(jnp.int32, shape, 0) < self.grid.num_rows
+        if self.grid.extra_columns:
+            inside = self.column + jax.lax.broadcasted_iota(jnp.int32, shape, 1) < self.grid.num_columns
+            valid = inside if valid is None else valid & inside
+        return valid
+
+
+def _pad(tree: Any, extra: int) -> Any:
+    if not extra:
+        return tree
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)), tree)
+
+
+def _slice(tree: Any, start: Array, size: int) -> Any:
+    return jax.tree.map(lambda x: x if x.shape[0] == size else jax.lax.dynamic_slice_in_dim(x, start, size), tree)
+
+
+def _add(total: Array, part: Array, start: Array, size: int) -> Array:
+    part = part.reshape(size, *total.shape[1:]).astype(total.dtype)
+    if total.shape[0] == size:
+        return total + part
+    return jax.lax.dynamic_update_slice_in_dim(
+        total, jax.lax.dynamic_slice_in_dim(total, start, size) + part, start, 0
+    )
