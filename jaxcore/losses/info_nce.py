@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxcore.losses.input_checks import check_length, check_pair_shapes, check_same_shape, check_temperature
+from jaxcore.losses.input_checks import (
+    check_length,
+    check_pair_shapes,
+    check_same_shape,
+    check_temperature,
+    check_vectors,
+)
 from jaxcore.losses.pairs import Exchange, Reduction, Side, reduce_pairs
 from jaxcore.losses.similarity import paired_similarity, similarity_vectors
 
@@ -252,6 +258,50 @@ def symmetric_info_nce(
     return jnp.mean(forward + backward) / 2
 
 
+def queue_info_nce(
+    queries: Float[Array, "n dim"],
+    keys: Float[Array, "n dim"],
+    queue: Float[Array, "m dim"],
+    *,
+    temperature: Temperature,
+    normalize: bool = True,
+    queue_log_weights: Float[Array, " m"] | None = None,
+    mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
+) -> Float[Array, ""]:
+    """Each query against its own key and a queue of earlier keys, and nobody else of the batch (MoCo).
+
+        L = -(1/n) sum_i log [ exp(s_ii / tau) / (exp(s_ii / tau) + sum_{j<m} exp(<q_i, k_j> / tau)) ]
+
+    No gradient flows to keys and queue: they come from a momentum encoder (`jaxcore.losses.momentum_update`); push the
+    keys after the loss (`jaxcore.losses.push`). To have the batch's keys as negatives too, give the queue to `info_nce`
+    as ``negatives``.
+
+    Args:
+        queue: [m, dim], split over the mesh like the batch.
+        queue_log_weights: [m]; -inf marks slots not filled yet.
+        Others and errors as for `info_nce`.
+
+    Source: He et al. 2020 (MoCo), eq. 1.
+    """
+    check_same_shape(queries, keys, names="queries and keys")
+    check_temperature(temperature)
+    check_vectors("queue", queue)
+    check_length("queue_log_weights", queue_log_weights, queue.shape[0])
+    rows, own, columns = (similarity_vectors(x, normalize=normalize) for x in (queries, keys, queue))
+    own, columns = jax.lax.stop_gradient((own, columns))
+    log_negatives = reduce_pairs(
+        _further_logits,
+        _ROW,
+        Side(rows),
+        Side(columns, {} if queue_log_weights is None else {"log_weight": queue_log_weights}),
+        shared={"temperature": temperature},
+        mesh=mesh,
+        exchange=exchange,
+    )["row"]
+    return jnp.mean(jax.nn.softplus(log_negatives - paired_similarity(rows, own) / temperature))
+
+
 def nt_xent(
     first: Float[Array, "n dim"],
     second: Float[Array, "n dim"],
@@ -271,16 +321,35 @@ def nt_xent(
 
     Source: Chen et al. 2020 (SimCLR), eq. 1.
     """
+    parts = two_view_parts(first, second, temperature=temperature, normalize=normalize, mesh=mesh, exchange=exchange)
+    losses = [jax.nn.softplus(log_negatives - parts.positive) for log_negatives in parts[1:]]
+    return jnp.mean(losses[0] + losses[1]) / 2
+
+
+def two_view_parts(
+    first: Float[Array, "n dim"],
+    second: Float[Array, "n dim"],
+    *,
+    temperature: Temperature,
+    normalize: bool = True,
+    mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
+) -> Contrast:
+    """Per item, the logit between its views, and the log-sum-exp over the 2n - 2 negatives of each of them.
+
+    ``log_negatives`` are those of the first view, ``column_log_negatives`` those of the second. Three blocks of the
+    2n x 2n matrix are computed: the fourth is the transpose of the second.
+    """
     check_same_shape(first, second, names="first and second")
     check_temperature(temperature)
     a, b = (similarity_vectors(x, normalize=normalize) for x in (first, second))
     known = _known_of_rows(first.shape[0], None, None)
     options = {"shared": {"temperature": temperature}, "mesh": mesh, "exchange": exchange}
-    # Three blocks of the 2n x 2n matrix are enough: the fourth is the transpose of the second.
     across = reduce_pairs(_negative_logits, _BOTH, Side(a, known), Side(b, known), **options)
     among_first = reduce_pairs(_negative_logits, _ROW, Side(a, known), Side(a, known), **options)["row"]
     among_second = reduce_pairs(_negative_logits, _ROW, Side(b, known), Side(b, known), **options)["row"]
-    positive = paired_similarity(a, b) / temperature
-    of_first = jax.nn.softplus(jnp.logaddexp(across["row"], among_first) - positive)
-    of_second = jax.nn.softplus(jnp.logaddexp(across["column"], among_second) - positive)
-    return jnp.mean(of_first + of_second) / 2
+    return Contrast(
+        paired_similarity(a, b) / temperature,
+        jnp.logaddexp(across["row"], among_first),
+        jnp.logaddexp(across["column"], among_second),
+    )

@@ -320,6 +320,4 @@ def _add(total: Array, part: Array, start: Array, size: int) -> Array:
     part = part.reshape(size, *total.shape[1:]).astype(total.dtype)
     if total.shape[0] == size:
         return total + part
-    return jax.lax.dynamic_update_slice_in_dim(
-        total, jax.lax.dynamic_slice_in_dim(total, start, size) + part, start, 0
-    )
+    return jax.lax.dynamic_update_slice_in_dim(total, jax.lax.dynamic_slice_in_dim(total, start, size) + part, start, 0)

@@ -39,7 +39,6 @@ from jaxcore.losses.pair_blocks import (
     fit_blocks,
     pull_back_blocks,
     reduce_blocks,
-    split_floats,
 )
 from jaxcore.losses.pair_reductions import Extreme, Reduction
 
@@ -67,10 +66,11 @@ def reduce_pairs(
         log_sum_exp: log sum_j exp(t_ij)     sum: sum_j t_ij     max: max_j t_ij and its index
 
     Args:
-        terms: elementwise; gets a block of similarities [b, c] in float32, what is `known` of its rows as [b, 1] and
-            of its columns as [1, c] ([b, k] and [c, k] where it is [n, k]), and `shared`; returns [b, c] arrays by name, -inf (0 under a sum) where a pair is
-            excluded. It must be finite, with finite gradient, where it is not excluded. Give a function that lives at
-            module level (or a `functools.partial` of one): a new closure is a new function to `jit`.
+        terms: elementwise; gets a block of similarities [b, c] in float32, what is known of its rows as [b, 1] and of
+            its columns as [1, c] ([b, k] and [c, k] where it is [n, k]), and `shared`; returns [b, c] arrays by name,
+            -inf (0 under a sum) where a pair is excluded. It must be finite, with finite gradient, where it is not
+            excluded. Give a function that lives at module level (or a `functools.partial` of one): a new closure is a
+            new function to `jit`.
         reductions: how to reduce each of the terms.
         rows, columns: the two sides; on a mesh, global arrays.
         shared: a tree of scalars (temperature, bias); floating ones get gradients.
@@ -127,8 +127,15 @@ class _Plan(NamedTuple):
 
 def _check_sides(rows: Side, columns: Side) -> None:
     shapes = rows.vectors.shape, columns.vectors.shape
-    if rows.vectors.ndim != 2 or columns.vectors.ndim != 2 or shapes[0][1] != shapes[1][1] or 0 in shapes[0] + shapes[1]:
-        raise ValueError(f"the two sides must be [n, dim] and [m, dim], n and m positive: got {shapes[0]} and {shapes[1]}")
+    if (
+        rows.vectors.ndim != 2
+        or columns.vectors.ndim != 2
+        or shapes[0][1] != shapes[1][1]
+        or 0 in shapes[0] + shapes[1]
+    ):
+        raise ValueError(
+            f"the two sides must be [n, dim] and [m, dim], n and m positive: got {shapes[0]} and {shapes[1]}"
+        )
     for side in (rows, columns):
         for leaf in jax.tree.leaves(side.known):
             if jnp.ndim(leaf) not in (1, 2) or jnp.shape(leaf)[0] != side.vectors.shape[0]:

@@ -126,5 +126,3 @@ def _mean_over_anchors(log_normalizer: Array, positive_sum: Array, positive_coun
     has_positive = positive_count > 0
     losses = log_normalizer - positive_sum / jnp.maximum(positive_count, 1)
     return jnp.sum(losses, where=has_positive) / jnp.maximum(jnp.sum(has_positive), 1)
-
-
