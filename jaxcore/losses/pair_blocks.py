@@ -84,11 +84,19 @@ def empty_states(walk: Walk, rows: Side, columns: Side) -> dict[str, State]:
 
 
 def reduce_blocks(
-    walk: Walk, rows: Side, columns: Side, shared: Any, *, row_offset: Array | int = 0, column_offset: Array | int = 0
+    walk: Walk,
+    rows: Side,
+    columns: Side,
+    shared: Any,
+    states: dict[str, State],
+    *,
+    row_offset: Array | int = 0,
+    column_offset: Array | int = 0,
 ) -> dict[str, State]:
-    """States of ``rows x columns``, walked in blocks.
+    """`states` after ``rows x columns``, walked in blocks.
 
     Args:
+        states: of what was seen before; `empty_states` to begin with.
         row_offset, column_offset: index of the first row and column in the whole matrix, for the index of a maximum.
     """
     grid = _Grid(walk.blocks, rows, columns)
@@ -108,7 +116,8 @@ def reduce_blocks(
             new[name] = place.put(states[name], reductions_of.merge(reduction, old, seen), reduction)
         return new
 
-    states = jax.lax.fori_loop(0, grid.count, visit, empty_states(walk, rows, columns))
+    states = {name: grid.pad(states[name], reduction) for name, reduction in walk.reductions}
+    states = jax.lax.fori_loop(0, grid.count, visit, states)
     return {name: grid.cut(states[name], reduction) for name, reduction in walk.reductions}
 
 
@@ -129,13 +138,15 @@ def pull_back_blocks(
     shared: Any,
     results: dict[str, Array | Extreme],
     cotangents: dict[str, Array],
+    total: Gradient,
     *,
     row_offset: Array | int = 0,
     column_offset: Array | int = 0,
 ) -> Gradient:
-    """The gradient of ``sum <result, cotangent>`` with respect to everything floating, in float32.
+    """`total` plus the gradient of ``sum <result, cotangent>`` with respect to everything floating, in float32.
 
     Args:
+        total: what it is added to; `zero_gradient` to begin with.
         results: what the whole forward walk (over all columns and devices) finished with, for these rows and columns.
         cotangents: of those results; of the value where the result is an `Extreme`.
     """
@@ -178,15 +189,11 @@ def pull_back_blocks(
             shared=[t + g.astype(t.dtype) for t, g in zip(total.shared, of_shared, strict=True)],
         )
 
-    def zeros(leaves: list[Array]) -> list[Array]:
-        return [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
-
-    total = Gradient(
-        rows=jnp.zeros(rows.vectors.shape, dtype),
-        columns=jnp.zeros(columns.vectors.shape, dtype),
-        row_known=zeros(split_floats(rows.known)[0]),
-        column_known=zeros(split_floats(columns.known)[0]),
-        shared=zeros(shared_floats),
+    total = total._replace(
+        rows=_pad(total.rows, grid.extra_rows),
+        columns=_pad(total.columns, grid.extra_columns),
+        row_known=_pad(total.row_known, grid.extra_rows),
+        column_known=_pad(total.column_known, grid.extra_columns),
     )
     total = jax.lax.fori_loop(0, grid.count, visit, total)
     return Gradient(
@@ -195,6 +202,22 @@ def pull_back_blocks(
         row_known=[g[:num_rows] for g in total.row_known],
         column_known=[g[:num_columns] for g in total.column_known],
         shared=total.shared,
+    )
+
+
+def zero_gradient(rows: Side, columns: Side, shared: Any) -> Gradient:
+    """No gradient yet, in the dtype that gradients are accumulated in."""
+    dtype = accumulation_dtype(rows.vectors)
+
+    def zeros(leaves: list[Array]) -> list[Array]:
+        return [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
+
+    return Gradient(
+        rows=jnp.zeros(rows.vectors.shape, dtype),
+        columns=jnp.zeros(columns.vectors.shape, dtype),
+        row_known=zeros(split_floats(rows.known)[0]),
+        column_known=zeros(split_floats(columns.known)[0]),
+        shared=zeros(split_floats(shared)[0]),
     )
 
 

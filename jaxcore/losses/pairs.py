@@ -39,6 +39,7 @@ from jaxcore.losses.pair_blocks import (
     fit_blocks,
     pull_back_blocks,
     reduce_blocks,
+    zero_gradient,
 )
 from jaxcore.losses.pair_reductions import Extreme, Reduction
 
@@ -160,7 +161,8 @@ def _cheaper_exchange(columns: Side) -> Exchange:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _reduce(plan: _Plan, rows: Side, columns: Side, shared: Any) -> dict[str, Any]:
     if plan.mesh is None:
-        states = reduce_blocks(plan.walk(rows, columns), rows, columns, shared)
+        walk = plan.walk(rows, columns)
+        states = reduce_blocks(walk, rows, columns, shared, empty_states(walk, rows, columns))
         return {name: reductions_of.finish(reduction, states[name]) for name, reduction in plan.reductions}
     on_devices = _gathered_forward if plan.exchange == "gather" else _ring_forward
     return jax.shard_map(
@@ -182,7 +184,7 @@ def _reduce_backward(plan: _Plan, kept: Any, cotangents: dict[str, Any]) -> tupl
     cotangents = {name: ct.value if isinstance(ct, Extreme) else ct for name, ct in cotangents.items()}
     arguments = (rows, columns, shared, results, cotangents)
     if plan.mesh is None:
-        gradient = pull_back_blocks(plan.walk(rows, columns), *arguments)
+        gradient = pull_back_blocks(plan.walk(rows, columns), *arguments, zero_gradient(rows, columns, shared))
     else:
         on_devices = _gathered_backward if plan.exchange == "gather" else _ring_backward
         gradient = jax.shard_map(
@@ -220,7 +222,9 @@ def _with_zeros(tree: Any, of_floats: list[Array]) -> Any:
 def _gathered_forward(plan: _Plan, rows: Side, columns: Side, shared: Any) -> dict[str, Any]:
     everything = _gather(columns, plan.axes)
     row_offset = jax.lax.axis_index(plan.axes) * rows.vectors.shape[0]
-    states = reduce_blocks(plan.walk(rows, everything), rows, everything, shared, row_offset=row_offset)
+    walk = plan.walk(rows, everything)
+    states = empty_states(walk, rows, everything)
+    states = reduce_blocks(walk, rows, everything, shared, states, row_offset=row_offset)
     results = {}
     for name, reduction in plan.reductions:
         state = states[name]
@@ -240,8 +244,9 @@ def _gathered_backward(
         for values in (results, cotangents)
     )
     row_offset = jax.lax.axis_index(plan.axes) * rows.vectors.shape[0]
+    nothing = zero_gradient(rows, everything, shared)
     gradient = pull_back_blocks(
-        plan.walk(rows, everything), rows, everything, shared, results, cotangents, row_offset=row_offset
+        plan.walk(rows, everything), rows, everything, shared, results, cotangents, nothing, row_offset=row_offset
     )
     return gradient._replace(
         columns=reductions_of.scatter_sum(gradient.columns, plan.axes),
@@ -273,16 +278,15 @@ def _ring_forward(plan: _Plan, rows: Side, columns: Side, shared: Any) -> dict[s
 
     def visit(shard: Side, home: Array, states: dict) -> dict:
         offsets = {"row_offset": own * size[0], "column_offset": home * size[1]}
-        return _merge(plan, states, reduce_blocks(walk, rows, shard, shared, **offsets))
+        return reduce_blocks(walk, rows, shard, shared, states, **offsets)
 
-    empty = empty_states(walk, rows, columns)
     per_row = {name for name, reduction in plan.reductions if reduction.per == "row"}
 
     def go_round(shard: Side, home: Array, states: dict) -> dict:
         states = visit(shard, home, states)
         return {name: s if name in per_row else _hop(s, plan) for name, s in states.items()}
 
-    states = _round(plan, columns, empty, go_round)
+    states = _round(plan, columns, empty_states(walk, rows, columns), go_round)
     states = visit(columns, own, states)
     return {name: reductions_of.finish(reduction, states[name]) for name, reduction in plan.reductions}
 
@@ -297,7 +301,7 @@ def _ring_backward(plan: _Plan, rows: Side, columns: Side, shared: Any, results:
         for wanted in (True, False)
     )
 
-    def visit(travelling: Any, home: Array) -> Gradient:
+    def visit(travelling: Any, home: Array, total: Gradient) -> Gradient:
         shard, of_shard = travelling
         both = of_rows | of_shard
         return pull_back_blocks(
@@ -307,20 +311,17 @@ def _ring_backward(plan: _Plan, rows: Side, columns: Side, shared: Any, results:
             shared,
             {name: value[0] for name, value in both.items()},
             {name: value[1] for name, value in both.items()},
+            total,
             row_offset=own * size[0],
             column_offset=home * size[1],
         )
 
     def go_round(travelling: Any, home: Array, total: Gradient) -> Gradient:
-        total = jax.tree.map(jnp.add, total, visit(travelling, home))
+        total = visit(travelling, home, total)
         return total._replace(columns=_hop(total.columns, plan), column_known=_hop(total.column_known, plan))
 
-    nothing = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(visit, (columns, of_columns), own),
-    )
-    total = _round(plan, (columns, of_columns), nothing, go_round)
-    total = jax.tree.map(jnp.add, total, visit((columns, of_columns), own))
+    total = _round(plan, (columns, of_columns), zero_gradient(rows, columns, shared), go_round)
+    total = visit((columns, of_columns), own, total)
     return total._replace(shared=[jax.lax.psum(g, plan.axes) for g in total.shared])
 
 
@@ -345,7 +346,3 @@ def _hop(tree: Any, plan: _Plan) -> Any:
     devices = math.prod(plan.mesh.shape[axis] for axis in plan.axes)
     ring = [(device, (device - 1) % devices) for device in range(devices)]
     return jax.tree.map(lambda array: jax.lax.ppermute(array, plan.axes, ring), tree)
-
-
-def _merge(plan: _Plan, a: dict, b: dict) -> dict:
-    return {name: reductions_of.merge(reduction, a[name], b[name]) for name, reduction in plan.reductions}

@@ -130,9 +130,7 @@ def compare_with_optax(dim: int) -> None:
     rows, theirs = survived
     embeddings, labels = jnp.asarray(unit_batch(0, rows, dim)), jnp.arange(rows) // 2
     step = jax.jit(
-        jax.value_and_grad(
-            lambda e: supervised_contrastive(e, labels, temperature=TEMPERATURE, normalize=False)
-        )
+        jax.value_and_grad(lambda e: supervised_contrastive(e, labels, temperature=TEMPERATURE, normalize=False))
     )
     jax.block_until_ready(step(embeddings))
     own = statistics.median(seconds(lambda: step(embeddings)) for _ in range(5))

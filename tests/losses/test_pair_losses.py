@@ -89,9 +89,7 @@ CASES = {
         functools.partial(dense.angular, margin=0.2),
     ),
     "sigmoid": (
-        lambda p, **o: losses.sigmoid_contrastive(
-            p["q"], p["k"], temperature=p["temperature"], bias=p["bias"], **o
-        ),
+        lambda p, **o: losses.sigmoid_contrastive(p["q"], p["k"], temperature=p["temperature"], bias=p["bias"], **o),
         dense.sigmoid,
     ),
     "sigmoid_items": (
