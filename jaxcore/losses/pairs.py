@@ -104,7 +104,7 @@ def reduce_pairs(
         blocks=blocks or _LARGEST_BLOCKS.get(_platform(mesh), _LARGEST_BLOCKS["gpu"]),
     )
     shared = jax.tree.map(jnp.asarray, shared)
-    return _reduce(plan, rows, columns, shared)
+    return _reduce_compiled(plan, rows, columns, shared)
 
 
 class _Plan(NamedTuple):
@@ -202,6 +202,7 @@ def _reduce_backward(plan: _Plan, kept: Any, cotangents: dict[str, Any]) -> tupl
 
 
 _reduce.defvjp(_reduce_forward, _reduce_backward)
+_reduce_compiled = jax.jit(_reduce, static_argnums=0)  # so that calls outside `jit` compile once, not every time
 
 
 def _with_zeros(tree: Any, of_floats: list[Array]) -> Any:

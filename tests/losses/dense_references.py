@@ -168,22 +168,18 @@ def triplet(p, labels, margin, mining, distance):
     else:
         d = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     positive, negative = masks(labels)
-    loss = (lambda gap: jax.nn.softplus(gap)) if margin is None else (lambda gap: jnp.maximum(gap + margin, 0))
-    total, count = 0.0, 0
-    for a in range(n):
-        ps, ns = jnp.flatnonzero(positive[a]), jnp.flatnonzero(negative[a])
-        if not len(ps) or not len(ns):
-            continue
-        if mining == "hard":
-            total, count = total + loss(jnp.max(d[a, ps]) - jnp.min(d[a, ns])), count + 1
-        elif mining == "all":
-            total, count = total + jnp.sum(loss(d[a, ps][:, None] - d[a, ns][None])), count + len(ps) * len(ns)
-        else:
-            for i in ps:
-                farther = [j for j in ns if d[a, j] > d[a, i]]
-                chosen = min(farther, key=lambda j: d[a, j]) if farther else max(ns, key=lambda j: d[a, j])  # noqa: B023
-                total, count = total + loss(d[a, i] - d[a, chosen]), count + 1
-    return total / max(count, 1)
+    loss = jax.nn.softplus if margin is None else lambda gap: jnp.maximum(gap + margin, 0)
+    if mining == "hard":
+        used = positive.any(1) & negative.any(1)
+        gap = jnp.max(jnp.where(positive, d, -jnp.inf), 1) - jnp.min(jnp.where(negative, d, jnp.inf), 1)
+        return jnp.sum(jnp.where(used, loss(gap), 0)) / used.sum()
+    if mining == "all":
+        used = positive[:, :, None] & negative[:, None, :]
+        return jnp.sum(jnp.where(used, loss(d[:, :, None] - d[:, None, :]), 0)) / used.sum()
+    farther = jnp.where(negative[:, None, :] & (d[:, None, :] > d[:, :, None]), d[:, None, :], jnp.inf)
+    nearest, farthest = farther.min(2), jnp.where(negative, d, -jnp.inf).max(1, keepdims=True)
+    chosen = jnp.where(jnp.isinf(nearest), farthest, nearest)
+    return jnp.sum(jnp.where(positive, loss(d - chosen), 0)) / positive.sum()
 
 
 def cross_supervised(p, query_labels, key_labels):
