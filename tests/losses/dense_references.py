@@ -57,16 +57,21 @@ def two_views(p):
     return logits, other, self_pair
 
 
+def _of_pair(matrix, other):
+    """The one entry per row that `other` marks."""
+    return jnp.sum(jnp.where(other, matrix, 0), axis=1)
+
+
 def nt_xent(p):
     logits, other, self_pair = two_views(p)
     log_p = jax.nn.log_softmax(jnp.where(self_pair, -jnp.inf, logits), axis=1)
-    return -jnp.mean(log_p[other])
+    return -jnp.mean(_of_pair(log_p, other))
 
 
 def decoupled(p):
     logits, other, self_pair = two_views(p)
     negatives = jax.nn.logsumexp(jnp.where(self_pair | other, -jnp.inf, logits), axis=1)
-    return jnp.mean(negatives - logits[other])
+    return jnp.mean(negatives - _of_pair(logits, other))
 
 
 def debiased(p, prior, beta):
@@ -76,7 +81,7 @@ def debiased(p, prior, beta):
     importance = jnp.where(self_pair | other, 0.0, jnp.exp(beta * logits))
     mean_importance = importance.sum(1) / count
     negative = (importance * e).sum(1) / mean_importance
-    positive = jnp.exp(logits[other])
+    positive = jnp.exp(_of_pair(logits, other))
     corrected = (negative - prior * count * positive) / (1 - prior)
     g = jnp.maximum(corrected, count * jnp.exp(-1 / p["temperature"]))
     return jnp.mean(-jnp.log(positive / (positive + g)))
