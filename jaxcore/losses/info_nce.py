@@ -142,7 +142,7 @@ def contrast_rows(
     if key_log_weights is not None:
         known_of_columns["log_weight"] = key_log_weights
     shared = {"temperature": temperature, "threshold": reference_threshold, "own": own_negative_log_weight}
-    options = {"shared": shared, "mesh": mesh, "exchange": exchange}
+    options: dict[str, Any] = {"shared": shared, "mesh": mesh, "exchange": exchange}
     among_keys = reduce_pairs(
         _negative_logits, _BOTH if both_ways else _ROW, Side(rows, known), Side(columns, known_of_columns), **options
     )
@@ -253,6 +253,7 @@ def symmetric_info_nce(
         mesh=mesh,
         exchange=exchange,
     )
+    assert contrast.column_log_negatives is not None
     forward = jax.nn.softplus(contrast.log_negatives - contrast.positive)
     backward = jax.nn.softplus(contrast.column_log_negatives - contrast.positive)
     return jnp.mean(forward + backward) / 2
@@ -322,8 +323,15 @@ def nt_xent(
     Source: Chen et al. 2020 (SimCLR), eq. 1.
     """
     parts = two_view_parts(first, second, temperature=temperature, normalize=normalize, mesh=mesh, exchange=exchange)
-    losses = [jax.nn.softplus(log_negatives - parts.positive) for log_negatives in parts[1:]]
+    losses = [jax.nn.softplus(log_negatives - parts.positive) for log_negatives in parts.log_negatives]
     return jnp.mean(losses[0] + losses[1]) / 2
+
+
+class TwoViews(NamedTuple):
+    """Per item, the logit between its views, and the log-sum-exp over the 2n - 2 negatives of the first and second."""
+
+    positive: Float[Array, " n"]
+    log_negatives: tuple[Float[Array, " n"], Float[Array, " n"]]
 
 
 def two_view_parts(
@@ -334,22 +342,18 @@ def two_view_parts(
     normalize: bool = True,
     mesh: Mesh | None = None,
     exchange: Exchange | None = None,
-) -> Contrast:
-    """Per item, the logit between its views, and the log-sum-exp over the 2n - 2 negatives of each of them.
+) -> TwoViews:
+    """Positive and negative parts of `nt_xent`, from which its relatives are made; arguments as there.
 
-    ``log_negatives`` are those of the first view, ``column_log_negatives`` those of the second. Three blocks of the
-    2n x 2n matrix are computed: the fourth is the transpose of the second.
+    Three blocks of the 2n x 2n matrix are computed: the fourth is the transpose of the second.
     """
     check_same_shape(first, second, names="first and second")
     check_temperature(temperature)
     a, b = (similarity_vectors(x, normalize=normalize) for x in (first, second))
     known = _known_of_rows(first.shape[0], None, None)
-    options = {"shared": {"temperature": temperature}, "mesh": mesh, "exchange": exchange}
+    options: dict[str, Any] = {"shared": {"temperature": temperature}, "mesh": mesh, "exchange": exchange}
     across = reduce_pairs(_negative_logits, _BOTH, Side(a, known), Side(b, known), **options)
     among_first = reduce_pairs(_negative_logits, _ROW, Side(a, known), Side(a, known), **options)["row"]
     among_second = reduce_pairs(_negative_logits, _ROW, Side(b, known), Side(b, known), **options)["row"]
-    return Contrast(
-        paired_similarity(a, b) / temperature,
-        jnp.logaddexp(across["row"], among_first),
-        jnp.logaddexp(across["column"], among_second),
-    )
+    log_negatives = jnp.logaddexp(across["row"], among_first), jnp.logaddexp(across["column"], among_second)
+    return TwoViews(paired_similarity(a, b) / temperature, log_negatives)

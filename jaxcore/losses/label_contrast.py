@@ -1,6 +1,6 @@
 """Contrast across two labelled sides: captions of one image, texts and label descriptions, items and class centres."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +135,7 @@ def cluster_contrastive(
     check_length("labels", labels, first.shape[0])
     check_temperature(temperature)
     a, b = (similarity_vectors(x, normalize=normalize) for x in (first, second))
-    options = {"temperature": temperature, "normalize": False, "mesh": mesh, "exchange": exchange}
+    options: dict[str, Any] = {"temperature": temperature, "normalize": False, "mesh": mesh, "exchange": exchange}
     of_first = info_nce(a, class_centres(b, labels).centres.astype(b.dtype), **options)
     of_second = info_nce(b, class_centres(a, labels).centres.astype(a.dtype), **options)
     return (of_first + of_second) / 2

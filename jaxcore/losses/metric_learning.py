@@ -1,5 +1,7 @@
 """Losses of deep metric learning that weigh the pairs of a labelled batch: multi-similarity and circle."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -48,7 +50,7 @@ def multi_similarity(
     check_positive("positive_scale", positive_scale)
     check_positive("negative_scale", negative_scale)
     side = _labelled(embeddings, labels, normalize)
-    options = {"mesh": mesh, "exchange": exchange}
+    options: dict[str, Any] = {"mesh": mesh, "exchange": exchange}
     rows = side
     if mining_margin is not None:
         extremes = reduce_pairs(_extreme_similarities, _EXTREMES, side, side, **options)

@@ -37,13 +37,13 @@ class Reduction(NamedTuple):
 
 
 class Extreme(NamedTuple):
-    """The largest term and the (first) index along the other side where it stands; -inf and -1 where all are excluded.
+    """The largest term and the (first) place along the other side where it stands; -inf and -1 where all are excluded.
 
     The gradient of ``value`` goes to that one entry.
     """
 
     value: Float[Array, " n"]
-    index: Int[Array, " n"]
+    place: Int[Array, " n"]
 
 
 def empty(reduction: Reduction, size: int, dtype: Any) -> State:
@@ -115,7 +115,7 @@ def pull_back(
     spread = jnp.expand_dims(cotangent, axis)
     if isinstance(result, Extreme):
         position = jax.lax.broadcasted_iota(jnp.int32, terms.shape, axis) + offset
-        return jnp.where(position == jnp.expand_dims(result.index, axis), spread, 0)
+        return jnp.where(position == jnp.expand_dims(result.place, axis), spread, 0)
     if reduction.kind == "sum":
         return jnp.broadcast_to(spread, terms.shape)
     return spread * jnp.exp(terms - jnp.expand_dims(_finite(result), axis))

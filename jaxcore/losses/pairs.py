@@ -64,7 +64,7 @@ def reduce_pairs(
 ) -> dict[str, Any]:
     """Reduce ``terms(s, of_rows, of_columns, shared)`` over the columns of each row, or over the rows of each column.
 
-        log_sum_exp: log sum_j exp(t_ij)     sum: sum_j t_ij     max: max_j t_ij and its index
+        log_sum_exp: log sum_j exp(t_ij)     sum: sum_j t_ij     max: max_j t_ij and its place
 
     Args:
         terms: elementwise; gets a block of similarities [b, c] in float32, what is known of its rows as [b, 1] and of
@@ -191,7 +191,7 @@ def _reduce_backward(plan: _Plan, kept: Any, cotangents: dict[str, Any]) -> tupl
             partial(on_devices, plan),
             mesh=plan.mesh,
             in_specs=(plan.split, plan.split, PartitionSpec(), plan.split, plan.split),
-            out_specs=Gradient(plan.split, plan.split, plan.split, plan.split, PartitionSpec()),
+            out_specs=Gradient(*4 * (plan.split,), PartitionSpec()),  # type: ignore[arg-type]
             check_vma=False,
         )(*arguments)
     return (

@@ -1,6 +1,6 @@
 """Supervised contrastive loss over several positives per anchor, and the form STAR's released code computes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -52,7 +52,7 @@ def supervised_contrastive(
     check_temperature(temperature)
     vectors = similarity_vectors(embeddings, normalize=normalize)
     rows = Side(vectors, {"label": labels, "position": jnp.arange(labels.shape[0])})
-    options = {"shared": temperature, "mesh": mesh, "exchange": exchange}
+    options: dict[str, Any] = {"shared": temperature, "mesh": mesh, "exchange": exchange}
     parts = reduce_pairs(_logits, _REDUCTIONS[positives], rows, rows, **options)
     if memory is not None:
         check_length("labels of the memory", memory[1], memory[0].shape[0])

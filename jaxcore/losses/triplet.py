@@ -1,5 +1,6 @@
 """Triplet loss over a labelled batch: hardest, semi-hard, or all triplets, with a margin or a soft one."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -149,7 +150,7 @@ def _all_soft(
     return jnp.sum(losses), jnp.sum(positive) * jnp.sum(negative)
 
 
-_ANCHOR = {
+_ANCHOR: dict[tuple[str, bool], Callable[..., tuple[Array, Array]]] = {
     ("semi_hard", False): _semi_hard,
     ("semi_hard", True): _semi_hard,
     ("all", False): _all_hinges,

@@ -71,14 +71,13 @@ def decoupled_contrastive(
     """
     _check_several(first)
     parts = two_view_parts(first, second, temperature=temperature, **options)
-    weight = 1.0
+    weight: float | Array = 1.0
     if positive_weight_scale is not None:
         check_positive("positive_weight_scale", positive_weight_scale)
         similarity = jax.lax.stop_gradient(parts.positive * temperature)
         scores = similarity / positive_weight_scale
         weight = 2 - jax.nn.softmax(scores) * scores.shape[0]
-    assert parts.column_log_negatives is not None
-    return jnp.mean((parts.log_negatives + parts.column_log_negatives) / 2 - weight * parts.positive)
+    return jnp.mean(sum(parts.log_negatives) / 2 - weight * parts.positive)
 
 
 def debiased_contrastive(
@@ -115,15 +114,16 @@ def debiased_contrastive(
     count = 2 * first.shape[0] - 2
     parts = two_view_parts(first, second, temperature=temperature / (1 + concentration), **options)
     positive = parts.positive / (1 + concentration)
-    log_means = [log_sum - jnp.log(count) for log_sum in parts[1:]]
+    log_means = [log_sum - jnp.log(count) for log_sum in parts.log_negatives]
     if concentration:
         weights = two_view_parts(first, second, temperature=temperature / concentration, **options)
-        log_means = [log_sum - log_weight for log_sum, log_weight in zip(parts[1:], weights[1:], strict=True)]
+        log_means = [a - b for a, b in zip(parts.log_negatives, weights.log_negatives, strict=True)]
     floor = jnp.log(count) - 1 / temperature
-    total = 0.0
-    for log_mean in log_means:
-        total += jax.nn.softplus(_debiased(log_mean, positive, positive_prior, count, floor) - positive)
-    return jnp.mean(total) / 2
+    losses = [
+        jax.nn.softplus(_debiased(log_mean, positive, positive_prior, count, floor) - positive)
+        for log_mean in log_means
+    ]
+    return jnp.mean(losses[0] + losses[1]) / 2
 
 
 def _debiased(log_mean: Array, positive: Array, prior: float, count: int, floor: Array) -> Array:

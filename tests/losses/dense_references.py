@@ -164,7 +164,6 @@ def circle(p, labels, gamma, m):
 
 def triplet(p, labels, margin, mining, distance):
     x = unit(p["q"]) if distance == "cosine" else p["q"]
-    n = x.shape[0]
     squared = jnp.sum((x[:, None] - x[None]) ** 2, axis=2)
     if distance == "cosine":
         d = 1 - x @ x.T

@@ -133,8 +133,8 @@ def test_an_extreme_names_the_first_index_wherever_it_lies(exchange):
         found = reduce_pairs(
             first_index, reductions, Side(rows), Side(columns), mesh=mesh, exchange=exchange, blocks=Blocks(3, 3)
         )
-        np.testing.assert_array_equal(found["row"].index, similarity.argmax(1))
-        np.testing.assert_array_equal(found["column"].index, similarity.argmax(0))
+        np.testing.assert_array_equal(found["row"].place, similarity.argmax(1))
+        np.testing.assert_array_equal(found["column"].place, similarity.argmax(0))
 
 
 def nothing(similarity, of_rows, of_columns, shared):
@@ -152,7 +152,7 @@ def test_rows_with_everything_excluded_are_minus_infinity_with_zero_gradient():
     x = jnp.ones((5, 2))
     (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(x)
     assert np.all(np.isneginf(found["lse"])) and np.all(np.isneginf(found["max"].value))
-    np.testing.assert_array_equal(found["max"].index, -1)
+    np.testing.assert_array_equal(found["max"].place, -1)
     np.testing.assert_array_equal(gradient, 0)
 
 
