@@ -243,3 +243,64 @@ def test_fewer_devices_change_nothing(name, devices, exchange):
 @pytest.mark.parametrize("name", WHOLE_ROWS)
 def test_eight_devices_change_nothing_where_whole_rows_are_needed(name):
     check_on_mesh(name, 8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_zero_vectors_give_finite_values_and_gradients(name):
+    inputs = inputs_in(jnp.float32)
+    inputs |= {key: inputs[key].at[3].set(0.0) for key in ("q", "k", "queue", "hard")}
+    value, gradient = jax.jit(jax.value_and_grad(CASES[name][0]))(inputs)
+    assert np.isfinite(value)
+    for key, of_input in gradient.items():
+        assert np.all(np.isfinite(of_input)), key
+
+
+@pytest.mark.parametrize(
+    "labels", [np.arange(N), np.zeros(N, int)], ids=["no positive anywhere", "no negative anywhere"]
+)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        functools.partial(losses.supervised_contrastive, temperature=0.1),
+        functools.partial(losses.supervised_contrastive, temperature=0.1, positives="in"),
+        losses.multi_similarity,
+        losses.circle,
+        *(functools.partial(losses.triplet, mining=mining) for mining in ("hard", "semi_hard", "all")),
+    ],
+)
+def test_labels_without_pairs_give_a_finite_value(loss, labels):
+    """0 for the losses that average over anchors or triplets which a batch does not have."""
+    value, gradient = jax.value_and_grad(lambda q: loss(q, jnp.asarray(labels)))(inputs_in(jnp.float32)["q"])
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+    if labels[1] == 1 and getattr(loss, "func", loss) is not losses.multi_similarity:
+        assert value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda q: losses.info_nce(q.at[2, 0].set(jnp.nan), q, temperature=0.1),
+            "queries must not be NaN: 1 of 24 rows",
+        ),
+        (lambda q: losses.info_nce(q, q, temperature=0.1, negatives=jnp.ones((5, 3))), r"negatives must be \[k, 8\]"),
+        (lambda q: losses.info_nce(q, q, temperature=0.1, negatives=jnp.ones((5, 2, 8))), "hard negatives must be"),
+        (lambda q: losses.info_nce(q, q, temperature=0.1, own_negative_log_weight=1.0), "needs negatives"),
+        (lambda q: losses.info_nce(q, q, temperature=0.1, items=jnp.ones(3)), r"items must have shape \(24,\)"),
+        (lambda q: losses.info_nce(q, q, temperature=float("nan")), "temperature must be positive"),
+        (lambda q: losses.nt_xent(q, q[:5], temperature=0.1), "first and second must both be"),
+        (lambda q: losses.decoupled_contrastive(q[:1], q[:1], temperature=0.1), "at least two items"),
+        (lambda q: losses.debiased_contrastive(q, q, temperature=0.1, positive_prior=1.0), r"in \[0, 1\)"),
+        (lambda q: losses.angular_margin_info_nce(q, q, temperature=0.1, margin=4.0), "margin must be in"),
+        (lambda q: losses.sigmoid_contrastive(q, q[:3], temperature=0.1, bias=0.0), "queries and keys must both"),
+        (lambda q: losses.triplet(q, jnp.arange(N), margin=-1.0), "margin must be >= 0"),
+        (lambda q: losses.triplet(q, jnp.arange(3)), r"labels \[n\]: got \(24, 8\) and \(3,\)"),
+        (lambda q: losses.uniformity(q[:1]), "at least 2"),
+        (lambda q: losses.cluster_contrastive(q, q, jnp.arange(3), temperature=0.1), "labels must have shape"),
+        (lambda q: losses.queue_info_nce(q, q, q[:, 0], temperature=0.1), r"queue must be \[n, dim\]"),
+        (lambda q: losses.info_nce(q.astype(jnp.int32), q, temperature=0.1), "queries must be floating"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(inputs_in(jnp.float32)["q"])
