@@ -65,8 +65,9 @@ def zca_matrix(
     Args:
         covariance: [groups, c, c], symmetric and positive semi-definite.
         epsilon: >= 0, relative to the mean variance of the group.
-        method: "eigh"; or "newton_schulz", matrix products only (fast on accelerators), with as many steps as the
-            smallest eigenvalue that epsilon allows needs. It takes epsilon no smaller than c times the dtype's.
+        method: "eigh", the faster one on a CPU; or "newton_schulz", matrix products only, for accelerators on which
+            many small eigendecompositions are slow: as many steps as the smallest eigenvalue that epsilon allows
+            needs. It takes epsilon no smaller than c times the dtype's.
         differentiable: let gradients flow to the covariance (exact, also where eigenvalues coincide); by default W is
             a constant, as in the source.
 

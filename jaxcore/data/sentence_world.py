@@ -1,0 +1,341 @@
+"""A generated world of sentences whose meaning is known: graded pairs, and text to learn word vectors from.
+
+A sentence says who did what to what, where, when and how: a *meaning*, one concept per role. Concepts have latent
+vectors; a sentence is about a point of that space, and concepts near it are likelier (the log-linear model of Arora et
+al. 2016), so co-occurrence carries meaning. A concept has several words. Synonyms share all contexts and differ in
+frequency alone: meaning and surface come apart, and word vectors learnt from the text are anisotropic, as those of
+natural text are. Function words and word order are drawn without regard to the meaning.
+
+    gold(a, b) = 5 sum_r w_r [a_r = b_r] / sum_r w_r,    r over the roles that a or b fills
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxcore.data.graded_pairs import GradedPairs
+from jaxcore.data.world_words import FUNCTION_WORDS
+
+ROLES = ("agent", "action", "object", "companion", "place", "time", "quality", "manner")
+"""What the slots of a meaning are. Agent, action and object are always filled."""
+
+_CORE = (True, True, True, False, False, False, False, False)
+_WEIGHTS = np.array([1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25])
+_FILLED = np.array([1.0, 1.0, 1.0, 0.4, 0.55, 0.4, 0.5, 0.35])
+_SHARE_OF_CONCEPTS = np.array([0.22, 0.2, 0.24, 0.08, 0.08, 0.04, 0.08, 0.06])
+_ORDERS = (
+    (5, 6, 0, 7, 1, 2, 3, 4),  # time, quality, agent, manner, action, object, companion, place
+    (6, 0, 1, 2, 3, 4, 5, 7),
+    (4, 6, 0, 1, 7, 2, 3, 5),
+    (6, 0, 7, 1, 2, 4, 3, 5),
+)
+_NONE = -1
+
+PAIR_KINDS = ("paraphrase", "look-alike", "graded", "unrelated")
+"""Same meaning in other words; mostly the same words around another agent, action or object; anything between; two
+sentences of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceWorldConfig:
+    """Sizes and distributions of the world."""
+
+    num_concepts: int = 1600
+    """Concepts over all roles."""
+    max_synonyms: int = 4
+    """A concept has 2 to this many words, so that anything can be said in other words."""
+    num_sentences: int = 20000
+    """Training sentences."""
+    related_share: float = 0.5
+    """Share of the training sentences that are the second of a related pair: text repeats itself in other words."""
+    num_development_pairs: int = 1500
+    num_test_pairs: int = 1400
+    num_training_pairs: int = 1500
+    """Graded pairs; no sentence is in two of these sets, nor among the training sentences."""
+    num_topics: int = 40
+    """Clusters of concepts in that space, and of the points that sentences are about; some are far more popular."""
+    latent_size: int = 48
+    """Dimensions of the space of concepts."""
+    topic_share: float = 0.5
+    """Squared length of the topic's part in a concept's place and in a sentence's point; the rest is their own."""
+    topicality: float = 12.0
+    """Log-odds of a concept at the sentence's point over one at right angles; 0: concepts are independent."""
+    zipf_exponent: float = 0.8
+    """Of the frequencies of concepts, synonyms and function words."""
+    num_registers: int = 8
+    """Ways of writing (as of news, captions, forums): each has its own favourites among synonyms and function words."""
+    register_strength: float = 1.5
+    """Standard deviation of a register's log-preferences for synonyms; 0: synonyms are used alike everywhere."""
+    function_rate: float = 1.0
+    """Function words per content word, on average."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_sentences", "num_development_pairs", "num_test_pairs", "num_training_pairs"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"SentenceWorldConfig.{name} is {getattr(self, name)}; it must be at least 2")
+        if self.num_concepts < 50 or self.max_synonyms < 2 or self.latent_size < 1:
+            raise ValueError(
+                "SentenceWorldConfig needs num_concepts >= 50, max_synonyms >= 2 and latent_size >= 1: got "
+                f"{self.num_concepts}, {self.max_synonyms}, {self.latent_size}"
+            )
+        if not 0 <= self.related_share <= 1:
+            raise ValueError(f"SentenceWorldConfig.related_share is {self.related_share}; it must be in [0, 1]")
+        if min(self.topicality, self.zipf_exponent, self.function_rate) < 0:
+            raise ValueError("SentenceWorldConfig.topicality, zipf_exponent and function_rate must not be negative")
+
+    @property
+    def num_words(self) -> int:
+        """Distinct words; a bound that holds for every seed is what a vocabulary needs, so it is fixed."""
+        return len(FUNCTION_WORDS) + int(self._synonym_counts().sum())
+
+    def _synonym_counts(self) -> Int[np.ndarray, "concepts"]:
+        """2, 3, ..., max, 2, 3, ..."""
+        return np.arange(self.num_concepts) % (self.max_synonyms - 1) + 2
+
+    def _concepts_per_role(self) -> Int[np.ndarray, "roles"]:
+        counts = np.maximum(np.floor(_SHARE_OF_CONCEPTS * self.num_concepts).astype(int), 2)
+        counts[0] += self.num_concepts - counts.sum()
+        return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """n sentences before they are spelt: concept and word of every role, register, order, and function words.
+
+    Attributes:
+        concepts, words: [n, roles]; -1 where a role is not filled.
+        register: [n].
+        order: [n], a row of `_ORDERS`.
+        functions: [n, roles, 2], function words before each slot; -1 for none.
+    """
+
+    concepts: Int[np.ndarray, "n roles"]
+    words: Int[np.ndarray, "n roles"]
+    register: Int[np.ndarray, "n"]
+    order: Int[np.ndarray, "n"]
+    functions: Int[np.ndarray, "n roles two"]
+
+    def take(self, rows: np.ndarray) -> "_Drawn":
+        return _Drawn(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+
+class SentenceWorld:
+    """The concepts and words drawn from `config` with `seed`; the same two give the same sentences everywhere.
+
+    Attributes:
+        vocabulary: every word, function words first.
+        concept_of_word: [words], -1 for function words.
+        role_of_concept: [concepts], a position in `ROLES`.
+        latent: [concepts, latent_size], the concepts' places.
+        texts: training sentences, all distinct.
+        development, test, training_pairs: graded pairs, subset = the kind of the pair (see `PAIR_KINDS`).
+    """
+
+    def __init__(self, config: SentenceWorldConfig | None = None, seed: int = 0) -> None:
+        self.config = config = config or SentenceWorldConfig()
+        self.seed = seed
+        places, names, *splits = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(6))
+        self.role_of_concept = np.repeat(np.arange(len(ROLES)), config._concepts_per_role())
+        self._centres = places.standard_normal((config.num_topics, config.latent_size))
+        topics = (np.arange(config.num_topics) + 1.0) ** -config.zipf_exponent
+        self._topic_cumulative = np.cumsum(topics / topics.sum())
+        self.latent: Float[np.ndarray, "concepts latent"] = self._places(
+            places.integers(config.num_topics, size=config.num_concepts), places
+        )
+        self._set_words(names)
+        self._set_frequencies(places)
+        used: set[str] = set()
+        sizes = (config.num_development_pairs, config.num_test_pairs, config.num_training_pairs)
+        self.development, self.test, self.training_pairs = (
+            self._pairs(size, rng, used) for size, rng in zip(sizes, splits, strict=False)
+        )
+        self.texts = self._texts(splits[3], used)
+
+    def _set_words(self, rng: np.random.Generator) -> None:
+        counts = self.config._synonym_counts()
+        rng.shuffle(counts)  # synonym-rich concepts are as often frequent as rare ones
+        self._num_synonyms = counts
+        self._first_word = len(FUNCTION_WORDS) + np.cumsum(counts) - counts
+        self.concept_of_word = np.concatenate(
+            [np.full(len(FUNCTION_WORDS), _NONE), np.repeat(np.arange(len(counts)), counts)]
+        )
+        self.vocabulary = (*FUNCTION_WORDS, *_pseudo_words(int(counts.sum()), rng))
+
+    def _set_frequencies(self, rng: np.random.Generator) -> None:
+        exponent = self.config.zipf_exponent
+        self._concepts_of_role = [np.flatnonzero(self.role_of_concept == role) for role in range(len(ROLES))]
+        self._log_frequency = np.empty(self.config.num_concepts)
+        for members in self._concepts_of_role:
+            ranks = rng.permutation(len(members))
+            self._log_frequency[members] = -exponent * np.log(ranks + 2.7)  # Mandelbrot's offset
+        registers = self.config.num_registers
+        synonyms = np.arange(self.config.max_synonyms)[None, :, None]
+        taste = self.config.register_strength * rng.standard_normal((len(self._num_synonyms), synonyms.size, registers))
+        self._log_synonym = np.where(
+            synonyms < self._num_synonyms[:, None, None], taste - exponent * np.log(synonyms + 1.0), -np.inf
+        )
+        functions = (np.arange(len(FUNCTION_WORDS)) + 1.0) ** -exponent
+        ranked = np.stack([rng.permutation(functions) for _ in range(registers)])
+        self._function_cumulative = np.cumsum(ranked / ranked.sum(1, keepdims=True), axis=1)
+
+    # ---- drawing -----------------------------------------------------------------------------------------
+
+    def _meanings(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Concepts [n, roles] of fresh meanings and the points [n, latent] that they are about."""
+        topics = np.searchsorted(self._topic_cumulative, rng.random(count))
+        points = self._places(np.minimum(topics, self.config.num_topics - 1), rng)
+        concepts = np.stack([self._concepts(points, role, rng) for role in range(len(ROLES))], axis=1)
+        filled = rng.random(concepts.shape) < _FILLED
+        return np.where(filled, concepts, _NONE), points
+
+    def _places(self, topics: np.ndarray, rng: np.random.Generator) -> Float[np.ndarray, "n latent"]:
+        """Unit vectors scattered around the centres of topics."""
+        own = rng.standard_normal((len(topics), self.config.latent_size))
+        share = self.config.topic_share
+        places = np.sqrt(share) * self._centres[topics] + np.sqrt(1 - share) * own
+        return places / np.linalg.norm(places, axis=1, keepdims=True)
+
+    def _concepts(self, points: np.ndarray, role: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+        """One concept of the role near each point: p ~ frequency exp(topicality cos(point, place))."""
+        members = self._concepts_of_role[role]
+        drawn = np.empty(len(points), np.int64)
+        for start in range(0, len(points), 4096):
+            cosines = points[start : start + 4096] @ self.latent[members].T
+            logits = self.config.topicality * cosines + self._log_frequency[members]
+            drawn[start : start + 4096] = members[np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)]
+        return drawn
+
+    def _word(
+        self, concepts: np.ndarray, register: np.ndarray, rng: np.random.Generator, avoid: np.ndarray | None = None
+    ) -> Int[np.ndarray, "n roles"]:
+        """A word of each concept, as the register prefers; never the one in `avoid`."""
+        scores = self._log_synonym[concepts, :, register[:, None]]
+        scores = scores + rng.gumbel(size=scores.shape)
+        if avoid is not None:
+            first = self._first_word[concepts][..., None]
+            scores[first + np.arange(scores.shape[-1]) == avoid[..., None]] = -np.inf
+        return np.where(concepts == _NONE, _NONE, self._first_word[concepts] + scores.argmax(-1))
+
+    def _functions(self, register: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "n roles two"]:
+        shape = (len(register), len(ROLES), 2)
+        chances = rng.random(shape)
+        drawn = np.empty(shape, np.int64)
+        for number, cumulative in enumerate(self._function_cumulative):
+            drawn[register == number] = np.searchsorted(cumulative, chances[register == number])
+        present = rng.random(shape) < self.config.function_rate / 2
+        return np.where(present, np.minimum(drawn, len(FUNCTION_WORDS) - 1), _NONE)
+
+    def _express(self, concepts: np.ndarray, rng: np.random.Generator) -> _Drawn:
+        register = rng.integers(self.config.num_registers, size=len(concepts))
+        order = rng.integers(len(_ORDERS), size=len(concepts))
+        return _Drawn(concepts, self._word(concepts, register, rng), register, order, self._functions(register, rng))
+
+    def _draw_pairs(self, count: int, rng: np.random.Generator, kinds: np.ndarray) -> tuple[_Drawn, _Drawn]:
+        """First sentences, and second ones of the given kinds (positions in `PAIR_KINDS`)."""
+        meanings, points = self._meanings(count, rng)
+        first = self._express(meanings, rng)
+        others = self._express(self._meanings(count, rng)[0], rng)
+        # Replacements are about the same thing as the rest of the sentence, as a writer's would be.
+        nearby = np.stack([self._concepts(points, role, rng) for role in range(len(ROLES))], axis=1)
+        nearby = np.where(rng.random(nearby.shape) < _FILLED, nearby, _NONE)
+        kept = _kept_roles(kinds, rng)
+        share = meaning_similarity(np.where(kept, meanings, _NONE), meanings) / 5
+        concepts = np.where(kept, meanings, nearby)
+        concepts = np.where((kinds == 3)[:, None], others.concepts, concepts)
+        # The same frame (register, function words, order) is the likelier the less of the meaning is kept: else shared
+        # words would tell shared meaning.
+        framed = rng.random(count) < np.where(kinds == 1, 0.9, 0.7 - 0.6 * share)
+        register = np.where(framed, first.register, others.register)
+        order = np.where(framed, first.order, others.order)
+        functions = np.where(framed[:, None, None], first.functions, others.functions)
+        repeats = rng.random(concepts.shape) < _repetition(kinds, share, rng)[:, None]
+        rephrased = np.where(repeats, first.words, self._word(concepts, register, rng, avoid=first.words))
+        words = np.where(concepts == meanings, rephrased, self._word(concepts, register, rng))
+        return first, _Drawn(concepts, words, register, order, functions)
+
+    # ---- spelling ----------------------------------------------------------------------------------------
+
+    def _spell(self, drawn: _Drawn) -> list[str]:
+        orders = np.asarray(_ORDERS)[drawn.order]
+        words = np.take_along_axis(drawn.words, orders, axis=1)
+        functions = np.where((words == _NONE)[..., None], _NONE, drawn.functions)
+        slots = np.concatenate([functions, words[..., None]], axis=2).reshape(len(words), -1)
+        return [" ".join(self.vocabulary[w] for w in row if w != _NONE) for row in slots.tolist()]
+
+    def _pairs(self, count: int, rng: np.random.Generator, used: set[str]) -> GradedPairs:
+        """`count` pairs of sentences that are not in `used` yet; their sentences are added to it."""
+        first, second, gold, subset = [], [], [], []
+        mine: set[str] = set()
+        while len(gold) < count:
+            kinds = rng.choice(len(PAIR_KINDS), size=count, p=(0.2, 0.2, 0.45, 0.15))
+            one, other = self._draw_pairs(count, rng, kinds)
+            scores = meaning_similarity(one.concepts, other.concepts)
+            for a, b, score, kind in zip(self._spell(one), self._spell(other), scores, kinds, strict=True):
+                if len(gold) < count and a != b and a not in used and b not in used:
+                    mine.update((a, b))
+                    first.append(a)
+                    second.append(b)
+                    gold.append(score)
+                    subset.append(PAIR_KINDS[kind])
+        used |= mine
+        return GradedPairs(tuple(first), tuple(second), np.asarray(gold, np.float64), tuple(subset))
+
+    def _texts(self, rng: np.random.Generator, used: set[str]) -> tuple[str, ...]:
+        """Distinct sentences outside `used`: some alone, some with a related one elsewhere in the corpus."""
+        found: dict[str, None] = {}
+        wanted = self.config.num_sentences
+        while len(found) < wanted:
+            missing = wanted - len(found)
+            pairs = max(round(missing * self.config.related_share), 1)
+            kinds = rng.choice(3, size=pairs, p=(0.25, 0.25, 0.5))
+            first, second = self._draw_pairs(pairs, rng, kinds)
+            alone = self._express(self._meanings(max(missing - 2 * pairs, 1), rng)[0], rng)
+            drawn = [*self._spell(first), *self._spell(second), *self._spell(alone)]
+            found.update(dict.fromkeys(text for text in drawn if text not in used))
+        texts = list(found)[:wanted]
+        return tuple(texts[i] for i in rng.permutation(wanted))
+
+
+def meaning_similarity(first: Int[np.ndarray, "n roles"], second: Int[np.ndarray, "n roles"]) -> Float[np.ndarray, "n"]:
+    """``5 sum_r w_r [a_r = b_r] / sum_r w_r`` over the roles that either meaning fills (-1 marks an empty one).
+
+    Weights: agent, action and object 1; companion and place 0.5; time, quality and manner 0.25.
+    """
+    either = (first != _NONE) | (second != _NONE)
+    shared = either & (first == second)
+    return 5 * (shared * _WEIGHTS).sum(1) / (either * _WEIGHTS).sum(1)
+
+
+def _kept_roles(kinds: Int[np.ndarray, "n"], rng: np.random.Generator) -> Bool[np.ndarray, "n roles"]:
+    """Which roles of the first meaning the second keeps: all, all but one to three core ones, or a random share."""
+    count, core = len(kinds), np.asarray(_CORE)
+    ranks = np.where(core, rng.random((count, len(ROLES))), np.inf).argsort(axis=1).argsort(axis=1)
+    changed = ranks < rng.integers(1, 4, size=(count, 1))
+    share = rng.random((count, 1))
+    graded = rng.random((count, len(ROLES))) < share
+    return np.select([(kinds == 0)[:, None], (kinds == 1)[:, None]], [np.ones_like(changed), ~changed], graded)
+
+
+def _repetition(
+    kinds: Int[np.ndarray, "n"], share: Float[np.ndarray, "n"], rng: np.random.Generator
+) -> Float[np.ndarray, "n"]:
+    """Probability that a kept concept keeps its word: low for paraphrases, high for look-alikes; in between the lower
+    the more of the meaning is kept, so that the number of shared words tells little of it."""
+    draw = rng.random(len(kinds))
+    return np.select(
+        [kinds == 0, kinds == 1], [0.4 * draw, 0.7 + 0.3 * draw], draw * np.minimum(1, 0.4 / np.maximum(share, 0.1))
+    )
+
+
+def _pseudo_words(count: int, rng: np.random.Generator) -> list[str]:
+    """Distinct pronounceable words of two or three syllables, none of them a function word."""
+    syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+    taken, words = set(FUNCTION_WORDS), []
+    while len(words) < count:
+        for draw, length in zip(rng.integers(len(syllables), size=(count, 3)), rng.integers(2, 4, count), strict=True):
+            word = "".join(syllables[i] for i in draw[:length])
+            if word not in taken and len(words) < count:
+                taken.add(word)
+                words.append(word)
+    return words
