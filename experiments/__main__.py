@@ -14,12 +14,11 @@
 
 import dataclasses
 import datetime
-import logging
-import os
 import pathlib
-import platform
 import sys
 from collections.abc import Sequence
+
+from jaxcore.commands.console import keep_freed_memory, run_command
 
 USAGE = __doc__
 
@@ -36,42 +35,8 @@ class RunOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    command, *rest = arguments or ["list"]
-    if command in {"-h", "--help", "help"}:
-        print(USAGE)
-        return 0
     commands = {"list": _list, "run": _run, "verify": _verify, "compile": _compile}
-    try:
-        if command not in commands:
-            raise ValueError(f"unknown command {command!r}: expected one of {', '.join(commands)}")
-        return commands[command](rest)
-    except BrokenPipeError:  # the reader of our output (head, a pager) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return _exit_code(error)
-
-
-def _exit_code(error: Exception) -> int:
-    """The exit code of an error that has one, its message printed on a line; other errors are bugs, and raised."""
-    from jaxcore.distributed import ExitCode, FingerprintMismatch
-    from jaxcore.evaluation import Interrupted
-    from jaxcore.training import NonFiniteLoss, Preempted, RunDirectoryInUse
-
-    codes = {
-        ValueError: ExitCode.USAGE,
-        Preempted: ExitCode.PREEMPTED,
-        Interrupted: ExitCode.PREEMPTED,
-        NonFiniteLoss: ExitCode.NUMBERS_BAD,
-        RunDirectoryInUse: ExitCode.BAD_CONFIG,
-        FingerprintMismatch: ExitCode.BAD_CONFIG,
-    }
-    code = next((code for kind, code in codes.items() if isinstance(error, kind)), None)
-    if code is None or os.environ.get("JAXCORE_DEBUG"):
-        raise error
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return int(code)
+    return run_command(commands, arguments, usage=USAGE, default="list")
 
 
 def _list(arguments: list[str]) -> int:
@@ -154,22 +119,9 @@ def _name(arguments: list[str], command: str) -> tuple[str, list[str]]:
     return arguments[0], arguments[1:]
 
 
-def _keep_freed_memory() -> None:
-    """Start once more with an allocator that keeps freed memory, in huge pages: steps on CPU run 1.4 times as fast.
-
-    A step's temporaries are allocated anew every time; by default glibc hands them back to the kernel, which clears
-    every page again. The setting is read at process start only. Whoever sets GLIBC_TUNABLES decides for themselves.
-    """
-    if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc":
-        return
-    limits = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
-    environment = {**os.environ, "GLIBC_TUNABLES": f"{limits}:glibc.malloc.hugetlb=1"}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-
-
 def console() -> int:
     """The entry point of the installed command ``jaxcore-experiments``, and of ``python -m experiments``."""
-    _keep_freed_memory()
+    keep_freed_memory()
     return main(sys.argv[1:])
 
 

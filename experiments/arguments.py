@@ -1,16 +1,14 @@
 """The typed command line of an experiment: run options and every field of its configuration, in one parser."""
 
 import argparse
-import contextlib
 import dataclasses
-import io
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
 
 from experiments import protocol
+from jaxcore.commands.arguments import parse_arguments
 
 
 def preset_config(module: Any, preset: str) -> Any:
@@ -59,31 +57,5 @@ def parse(command: str, name: str, options: type, arguments: Sequence[str], *, p
         f"{module.PAPER.title} ({module.PAPER.year}). {module.PAPER.claim}\n\n"
         f"Presets: --preset {{{','.join(module.PRESETS)}}} (now {preset}); the defaults below are the preset's."
     )
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            parsed: Any = tyro.cli(
-                both,
-                prog=f"python -m experiments {command} {name}",
-                description=description,
-                args=others,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ValueError(f"{_first_sentence(printed.getvalue())} (see {command} {name} --help)") from None
+    parsed: Any = parse_arguments(both, others, prog=f"python -m experiments {command} {name}", description=description)
     return parsed.options, dataclasses.replace(parsed.config, preset=preset)
-
-
-def _first_sentence(text: str) -> str:
-    """The parser's boxed message as one line: what is between the box's title and its first rule."""
-    message: list[str] = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
-        if "╭" in line:
-            continue
-        words = re.sub(r"[│╰╯]", " ", line).strip()
-        if message and (not words or re.match(r"─+$|For full|Argument helptext", words)):
-            break
-        if re.search(r"\w", words):
-            message.append(words)
-    return " ".join(message).removeprefix("Error parsing config: ")[:400] or "cannot parse the arguments"

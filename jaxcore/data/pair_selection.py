@@ -6,6 +6,7 @@ negatives alike: dissimilar in meaning whatever the surface. The other rules are
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from jaxcore.data.propensity import (
 
 PositiveRule = Literal["twin", "top", "softmax", "uniform", "inverse", "inverted"]
 NegativeRule = Literal["none", "uniform", "inverse", "hardest"]
-Propensity = Callable[[Float[Array, "*s"], Float[Array, "*s"], Float[Array, "*s"]], Float[Array, "*s"]]
+Propensity = Callable[..., Float[Array, "*s"]]
 """(meaning, surface, length gap) of pairs -> propensity."""
 
 _ANCHORS_AT_ONCE = 65_536
@@ -216,13 +217,12 @@ def make_draw(
         if rule not in known.__args__:  # type: ignore[attr-defined]
             raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(known.__args__)}")  # type: ignore[attr-defined]
 
-    @jax.jit
-    def places_of(key: Key[Array, ""], *features: Array) -> Int[Array, "block views"]:
+    def places_of(key: Key[Array, ""], *features: np.ndarray) -> Int[np.ndarray, "block views"]:
         keys = jax.random.split(key)
-        chosen = _positive_places(selector, positives, keys[0], *features)
-        if not count:
-            return chosen
-        return jnp.concatenate([chosen, _negative_places(selector, negatives, count, keys[1], *features)], axis=1)
+        chosen = [_positive_places(selector, positives, keys[0], *features)]
+        if count:
+            chosen.append(_negative_places(selector, negatives, count, keys[1], *features))
+        return np.concatenate([np.asarray(places) for places in chosen], axis=1)
 
     def draw(number: int) -> Drawn:
         key = jax.random.fold_in(jax.random.key(seed), number)
@@ -231,7 +231,7 @@ def make_draw(
             part = slice(start, start + _ANCHORS_AT_ONCE)
             features = (candidates.ids[part] >= 0, candidates.meaning[part], candidates.surface[part])
             parts.append(places_of(jax.random.fold_in(key, block), *features, candidates.length_gap[part]))
-        places = np.concatenate([np.asarray(part) for part in parts])
+        places = np.concatenate(parts)
         partners = np.take_along_axis(candidates.ids, np.maximum(places, 0), 1)
         others = (np.arange(num_anchors)[:, None] + _shifts(seed, number, num_anchors, places.shape[1])) % num_anchors
         others[:, 0] = -1
@@ -257,7 +257,13 @@ def _on_cpu(draw: Callable[[int], Drawn]) -> Callable[[int], Drawn]:
 
 
 def _positive_places(
-    selector: Selector, rule: PositiveRule, key: Array, valid: Array, meaning: Array, surface: Array, gap: Array
+    selector: Selector,
+    rule: PositiveRule,
+    key: Array,
+    valid: np.ndarray,
+    meaning: np.ndarray,
+    surface: np.ndarray,
+    gap: np.ndarray,
 ) -> Int[Array, "block 1"]:
     if rule == "twin":
         return jnp.full((len(meaning), 1), -1, jnp.int32)
@@ -265,11 +271,13 @@ def _positive_places(
     if rule == "top":
         return _largest(valid, meaning, 1)
     if rule == "softmax":
-        gate = jnp.where(valid, jnp.exp((meaning.astype(jnp.float32) - 1) / selector.config.naive_temperature), 0.0)
+        gate = jnp.where(
+            valid, jnp.exp((jnp.asarray(meaning, jnp.float32) - 1) / selector.config.naive_temperature), 0.0
+        )
     propensity = jnp.ones_like(gate)
     if rule in ("inverse", "inverted"):
         propensity = selector.positive(meaning, surface, gap)
-    return inverse_propensity_sample(key, gate, 1 / propensity if rule == "inverted" else propensity, 1).indices
+    return _sample(key, gate, 1 / propensity if rule == "inverted" else propensity, 1).indices
 
 
 def _negative_places(
@@ -277,24 +285,28 @@ def _negative_places(
     rule: NegativeRule,
     count: int,
     key: Array,
-    valid: Array,
-    meaning: Array,
-    surface: Array,
-    gap: Array,
+    valid: np.ndarray,
+    meaning: np.ndarray,
+    surface: np.ndarray,
+    gap: np.ndarray,
 ) -> Int[Array, "block count"]:
     if rule == "hardest":
         return _largest(valid, meaning, count)
-    gate = (valid & (meaning < selector.negative_threshold)).astype(jnp.float32)
+    gate = jnp.asarray(valid & (meaning.astype(np.float32) < selector.negative_threshold), jnp.float32)
     propensity = selector.negative(meaning, surface, gap) if rule == "inverse" else jnp.ones_like(gate)
-    return inverse_propensity_sample(key, gate, propensity, count).indices
+    return _sample(key, gate, propensity, count).indices
 
 
-def _positive_gate(selector: Selector, valid: Array, meaning: Array) -> Float[Array, "block k"]:
-    meaning = jnp.asarray(meaning, jnp.float32)
-    sharpened = jnp.exp(selector.config.gate_sharpness * (meaning - 1))
-    return jnp.where(jnp.asarray(valid) & (meaning > selector.positive_threshold), sharpened, 0.0)
+def _positive_gate(selector: Selector, valid: np.ndarray, meaning: np.ndarray) -> Float[Array, "block k"]:
+    cosine = jnp.asarray(meaning, jnp.float32)
+    sharpened = jnp.exp(selector.config.gate_sharpness * (cosine - 1))
+    return jnp.where(jnp.asarray(valid) & (cosine > selector.positive_threshold), sharpened, 0.0)
 
 
+_sample = jax.jit(inverse_propensity_sample, static_argnames="num")
+
+
+@partial(jax.jit, static_argnames="count")
 def _largest(valid: Array, meaning: Array, count: int) -> Int[Array, "block count"]:
     scores, places = jax.lax.top_k(jnp.where(valid, meaning, -jnp.inf).astype(jnp.float32), count)
     return jnp.where(scores == -jnp.inf, -1, places)
@@ -339,10 +351,8 @@ def _mean_sample_size(selector: Selector, rule: PositiveRule) -> float:
     """Over the first block of anchors that have any weight."""
     part = slice(0, _ANCHORS_AT_ONCE)
     candidates = selector.candidates
-    meaning, surface, gap = (
-        jnp.asarray(x[part]) for x in (candidates.meaning, candidates.surface, candidates.length_gap)
-    )
-    weights = _positive_gate(selector, jnp.asarray(candidates.ids[part] >= 0), meaning)
+    meaning, surface, gap = candidates.meaning[part], candidates.surface[part], candidates.length_gap[part]
+    weights = _positive_gate(selector, candidates.ids[part] >= 0, meaning)
     if rule != "uniform":
         propensity = selector.positive(meaning, surface, gap)
         weights = weights * propensity if rule == "inverted" else weights / propensity

@@ -41,7 +41,7 @@ sentences of their own."""
 class SentenceWorldConfig:
     """Sizes and distributions of the world."""
 
-    num_concepts: int = 1600
+    num_concepts: int = 3000
     """Concepts over all roles."""
     max_synonyms: int = 4
     """A concept has 2 to this many words, so that anything can be said in other words."""
@@ -53,21 +53,25 @@ class SentenceWorldConfig:
     num_test_pairs: int = 1400
     num_training_pairs: int = 1500
     """Graded pairs; no sentence is in two of these sets, nor among the training sentences."""
-    num_topics: int = 40
+    num_topics: int = 100
     """Clusters of concepts in that space, and of the points that sentences are about; some are far more popular."""
     latent_size: int = 48
     """Dimensions of the space of concepts."""
     topic_share: float = 0.5
     """Squared length of the topic's part in a concept's place and in a sentence's point; the rest is their own."""
-    topicality: float = 12.0
+    topicality: float = 16.0
     """Log-odds of a concept at the sentence's point over one at right angles; 0: concepts are independent."""
     zipf_exponent: float = 0.8
-    """Of the frequencies of concepts, synonyms and function words."""
-    num_registers: int = 8
-    """Ways of writing (as of news, captions, forums): each has its own favourites among synonyms and function words."""
-    register_strength: float = 1.5
-    """Standard deviation of a register's log-preferences for synonyms; 0: synonyms are used alike everywhere."""
-    function_rate: float = 1.0
+    """Of the frequencies of topics, synonyms and function words."""
+    narrowest: float = 1.5
+    """Zipf exponents of the concepts run from 0.5, in the broadest register, to this: some say few things often."""
+    num_registers: int = 3
+    """Ways of writing (news, captions, forums): each has its topics, concepts, favourite synonyms, function words."""
+    synonym_spread: float = 1.0
+    """Standard deviation of a register's log-preferences among synonyms; 0: all registers use the same words."""
+    function_spread: float = 2.5
+    """The same for function words."""
+    function_rate: float = 1.2
     """Function words per content word, on average."""
 
     def __post_init__(self) -> None:
@@ -101,23 +105,27 @@ class SentenceWorldConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-    """n sentences before they are spelt: concept and word of every role, register, order, and function words.
+    """n sentences before they are spelt: concept and word of every role, order, and function words.
 
     Attributes:
         concepts, words: [n, roles]; -1 where a role is not filled.
-        register: [n].
         order: [n], a row of `_ORDERS`.
         functions: [n, roles, 2], function words before each slot; -1 for none.
     """
 
     concepts: Int[np.ndarray, "n roles"]
     words: Int[np.ndarray, "n roles"]
-    register: Int[np.ndarray, "n"]
     order: Int[np.ndarray, "n"]
     functions: Int[np.ndarray, "n roles two"]
 
-    def take(self, rows: np.ndarray) -> "_Drawn":
-        return _Drawn(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+@dataclasses.dataclass(frozen=True)
+class _Subjects:
+    """What n sentences are about, and how they are written: topic [n], point [n, latent], register [n]."""
+
+    topics: Int[np.ndarray, "n"]
+    points: Float[np.ndarray, "n latent"]
+    register: Int[np.ndarray, "n"]
 
 
 class SentenceWorld:
@@ -165,29 +173,47 @@ class SentenceWorld:
     def _set_frequencies(self, rng: np.random.Generator) -> None:
         exponent = self.config.zipf_exponent
         self._concepts_of_role = [np.flatnonzero(self.role_of_concept == role) for role in range(len(ROLES))]
-        self._log_frequency = np.empty(self.config.num_concepts)
-        for members in self._concepts_of_role:
-            ranks = rng.permutation(len(members))
-            self._log_frequency[members] = -exponent * np.log(ranks + 2.7)  # Mandelbrot's offset
         registers = self.config.num_registers
+        exponents = np.linspace(self.config.narrowest, 0.5, registers)[:, None]
+        self._log_frequency = np.empty((registers, self.config.num_concepts))
+        for members in self._concepts_of_role:
+            ranks = rng.permuted(np.tile(np.arange(len(members)), (registers, 1)), axis=1)
+            self._log_frequency[:, members] = -exponents * np.log(ranks + 2.7)  # Mandelbrot's offset
         synonyms = np.arange(self.config.max_synonyms)[None, :, None]
-        taste = self.config.register_strength * rng.standard_normal((len(self._num_synonyms), synonyms.size, registers))
+        taste = self.config.synonym_spread * rng.standard_normal((len(self._num_synonyms), synonyms.size, registers))
         self._log_synonym = np.where(
             synonyms < self._num_synonyms[:, None, None], taste - exponent * np.log(synonyms + 1.0), -np.inf
         )
-        functions = (np.arange(len(FUNCTION_WORDS)) + 1.0) ** -exponent
-        ranked = np.stack([rng.permutation(functions) for _ in range(registers)])
-        self._function_cumulative = np.cumsum(ranked / ranked.sum(1, keepdims=True), axis=1)
+        # Function words go with the register and with the role of the word that follows, never with its concept.
+        size = len(FUNCTION_WORDS)
+        of_register, of_role = rng.standard_normal((registers, 1, size)), rng.standard_normal((1, len(ROLES), size))
+        taste = self.config.function_spread * (of_register + of_role) - exponent * np.log(np.arange(size) + 1.0)
+        functions = np.exp(taste - taste.max(axis=-1, keepdims=True))
+        self._function_cumulative = np.cumsum(functions / functions.sum(-1, keepdims=True), axis=-1)
 
     # ---- drawing -----------------------------------------------------------------------------------------
 
-    def _meanings(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Concepts [n, roles] of fresh meanings and the points [n, latent] that they are about."""
-        topics = np.searchsorted(self._topic_cumulative, rng.random(count))
-        points = self._places(np.minimum(topics, self.config.num_topics - 1), rng)
-        concepts = np.stack([self._concepts(points, role, rng) for role in range(len(ROLES))], axis=1)
-        filled = rng.random(concepts.shape) < _FILLED
-        return np.where(filled, concepts, _NONE), points
+    def _subjects(self, topics: np.ndarray, rng: np.random.Generator) -> _Subjects:
+        """Fresh points of the topics; most sentences are in the register of their topic."""
+        usual = topics % self.config.num_registers
+        other = rng.integers(self.config.num_registers, size=len(topics))
+        register = np.where(rng.random(len(topics)) < 0.9, usual, other)
+        return _Subjects(topics, self._places(topics, rng), register)
+
+    def _topics(self, count: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+        drawn = np.searchsorted(self._topic_cumulative, rng.random(count))
+        return np.minimum(drawn, self.config.num_topics - 1)
+
+    def _sibling_topics(self, topics: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+        """Topics of the same registers, which may be the same topics."""
+        registers = self.config.num_registers
+        step = registers * rng.integers(self.config.num_topics // registers, size=len(topics))
+        return (topics + step) % (self.config.num_topics // registers * registers)
+
+    def _meanings(self, points: np.ndarray, register: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Concepts [n, roles] of sentences about these points; -1 where a role is not filled."""
+        concepts = np.stack([self._concepts(points, register, role, rng) for role in range(len(ROLES))], axis=1)
+        return np.where(rng.random(concepts.shape) < _FILLED, concepts, _NONE)
 
     def _places(self, topics: np.ndarray, rng: np.random.Generator) -> Float[np.ndarray, "n latent"]:
         """Unit vectors scattered around the centres of topics."""
@@ -196,15 +222,17 @@ class SentenceWorld:
         places = np.sqrt(share) * self._centres[topics] + np.sqrt(1 - share) * own
         return places / np.linalg.norm(places, axis=1, keepdims=True)
 
-    def _concepts(self, points: np.ndarray, role: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+    def _concepts(
+        self, points: np.ndarray, register: np.ndarray, role: int, rng: np.random.Generator
+    ) -> Int[np.ndarray, "n"]:
         """One concept of the role near each point: p ~ frequency exp(topicality cos(point, place))."""
         members = self._concepts_of_role[role]
-        drawn = np.empty(len(points), np.int64)
-        for start in range(0, len(points), 4096):
-            cosines = points[start : start + 4096] @ self.latent[members].T
-            logits = self.config.topicality * cosines + self._log_frequency[members]
-            drawn[start : start + 4096] = members[np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)]
-        return drawn
+        logits = (
+            self.config.topicality * (points @ self.latent[members].T) + self._log_frequency[register[:, None], members]
+        )
+        cumulative = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1)
+        chances = rng.random((len(points), 1)) * cumulative[:, -1:]
+        return members[np.argmax(cumulative >= chances, axis=1)]
 
     def _word(
         self, concepts: np.ndarray, register: np.ndarray, rng: np.random.Generator, avoid: np.ndarray | None = None
@@ -219,40 +247,42 @@ class SentenceWorld:
 
     def _functions(self, register: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "n roles two"]:
         shape = (len(register), len(ROLES), 2)
-        chances = rng.random(shape)
-        drawn = np.empty(shape, np.int64)
-        for number, cumulative in enumerate(self._function_cumulative):
-            drawn[register == number] = np.searchsorted(cumulative, chances[register == number])
+        chances, drawn = rng.random(shape), np.empty(shape, np.int64)
+        for number, of_role in enumerate(self._function_cumulative):
+            for role, cumulative in enumerate(of_role):
+                mine = register == number
+                drawn[mine, role] = np.searchsorted(cumulative, chances[mine, role])
         present = rng.random(shape) < self.config.function_rate / 2
         return np.where(present, np.minimum(drawn, len(FUNCTION_WORDS) - 1), _NONE)
 
-    def _express(self, concepts: np.ndarray, rng: np.random.Generator) -> _Drawn:
-        register = rng.integers(self.config.num_registers, size=len(concepts))
+    def _express(self, concepts: np.ndarray, register: np.ndarray, rng: np.random.Generator) -> _Drawn:
         order = rng.integers(len(_ORDERS), size=len(concepts))
-        return _Drawn(concepts, self._word(concepts, register, rng), register, order, self._functions(register, rng))
+        return _Drawn(concepts, self._word(concepts, register, rng), order, self._functions(register, rng))
 
-    def _draw_pairs(self, count: int, rng: np.random.Generator, kinds: np.ndarray) -> tuple[_Drawn, _Drawn]:
-        """First sentences, and second ones of the given kinds (positions in `PAIR_KINDS`)."""
-        meanings, points = self._meanings(count, rng)
-        first = self._express(meanings, rng)
-        others = self._express(self._meanings(count, rng)[0], rng)
-        # Replacements are about the same thing as the rest of the sentence, as a writer's would be.
-        nearby = np.stack([self._concepts(points, role, rng) for role in range(len(ROLES))], axis=1)
-        nearby = np.where(rng.random(nearby.shape) < _FILLED, nearby, _NONE)
+    def _draw_pairs(self, rng: np.random.Generator, kinds: np.ndarray) -> tuple[_Drawn, _Drawn]:
+        """First sentences, and second ones of the given kinds (positions in `PAIR_KINDS`), most in one register."""
+        count = len(kinds)
+        subjects = self._subjects(self._topics(count, rng), rng)
+        meanings = self._meanings(subjects.points, subjects.register, rng)
+        first = self._express(meanings, subjects.register, rng)
+        elsewhere = self._subjects(self._sibling_topics(subjects.topics, rng), rng)
+        # Replacements are about the same thing as the rest of the sentence, or about something else.
+        moves = (kinds == 3) | ((kinds == 2) & (rng.random(count) < 0.5))
+        points = np.where(moves[:, None], elsewhere.points, subjects.points)
         kept = _kept_roles(kinds, rng)
         share = meaning_similarity(np.where(kept, meanings, _NONE), meanings) / 5
-        concepts = np.where(kept, meanings, nearby)
-        concepts = np.where((kinds == 3)[:, None], others.concepts, concepts)
         # The same frame (register, function words, order) is the likelier the less of the meaning is kept: else shared
         # words would tell shared meaning.
-        framed = rng.random(count) < np.where(kinds == 1, 0.9, 0.7 - 0.6 * share)
-        register = np.where(framed, first.register, others.register)
-        order = np.where(framed, first.order, others.order)
-        functions = np.where(framed[:, None, None], first.functions, others.functions)
+        framed = rng.random(count) < np.where(kinds == 1, 0.7, 0.45 - 0.3 * share)
+        register = np.where(framed, subjects.register, elsewhere.register)
+        concepts = np.where(kept, meanings, self._meanings(points, register, rng))
+        fresh = self._express(concepts, register, rng)
         repeats = rng.random(concepts.shape) < _repetition(kinds, share, rng)[:, None]
         rephrased = np.where(repeats, first.words, self._word(concepts, register, rng, avoid=first.words))
-        words = np.where(concepts == meanings, rephrased, self._word(concepts, register, rng))
-        return first, _Drawn(concepts, words, register, order, functions)
+        words = np.where(concepts == meanings, rephrased, fresh.words)
+        order = np.where(framed, first.order, fresh.order)
+        functions = np.where(framed[:, None, None], first.functions, fresh.functions)
+        return first, _Drawn(concepts, words, order, functions)
 
     # ---- spelling ----------------------------------------------------------------------------------------
 
@@ -269,7 +299,7 @@ class SentenceWorld:
         mine: set[str] = set()
         while len(gold) < count:
             kinds = rng.choice(len(PAIR_KINDS), size=count, p=(0.2, 0.2, 0.45, 0.15))
-            one, other = self._draw_pairs(count, rng, kinds)
+            one, other = self._draw_pairs(rng, kinds)
             scores = meaning_similarity(one.concepts, other.concepts)
             for a, b, score, kind in zip(self._spell(one), self._spell(other), scores, kinds, strict=True):
                 if len(gold) < count and a != b and a not in used and b not in used:
@@ -289,8 +319,9 @@ class SentenceWorld:
             missing = wanted - len(found)
             pairs = max(round(missing * self.config.related_share), 1)
             kinds = rng.choice(3, size=pairs, p=(0.25, 0.25, 0.5))
-            first, second = self._draw_pairs(pairs, rng, kinds)
-            alone = self._express(self._meanings(max(missing - 2 * pairs, 1), rng)[0], rng)
+            first, second = self._draw_pairs(rng, kinds)
+            subjects = self._subjects(self._topics(max(missing - 2 * pairs, 1), rng), rng)
+            alone = self._express(self._meanings(subjects.points, subjects.register, rng), subjects.register, rng)
             drawn = [*self._spell(first), *self._spell(second), *self._spell(alone)]
             found.update(dict.fromkeys(text for text in drawn if text not in used))
         texts = list(found)[:wanted]
@@ -323,9 +354,7 @@ def _repetition(
     """Probability that a kept concept keeps its word: low for paraphrases, high for look-alikes; in between the lower
     the more of the meaning is kept, so that the number of shared words tells little of it."""
     draw = rng.random(len(kinds))
-    return np.select(
-        [kinds == 0, kinds == 1], [0.4 * draw, 0.7 + 0.3 * draw], draw * np.minimum(1, 0.4 / np.maximum(share, 0.1))
-    )
+    return np.select([kinds == 0, kinds == 1], [0.6 * draw, 0.7 + 0.3 * draw], draw)
 
 
 def _pseudo_words(count: int, rng: np.random.Generator) -> list[str]:

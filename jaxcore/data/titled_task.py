@@ -32,9 +32,9 @@ class TitledDataConfig:
     """Folder or hub id of a tokenizer; empty: a vocabulary of whole words of the texts and titles."""
     vocab_size: int = 4096
     """Most ids of a vocabulary made from the texts; with a tokenizer, its size."""
-    max_length: int = 48
+    max_length: int = 40
     """Ids of a text, its two end tokens included."""
-    title_length: int = 8
+    title_length: int = 6
     """Ids of a title, without end tokens."""
     test_share: float = 0.2
     """Share of the texts that is held out."""

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxcore.distributed import BATCH_AXES
 from jaxcore.evaluation.input_checks import positive_integer
+from jaxcore.losses.pair_reductions import scatter_sum
 from jaxcore.losses.similarity import similarity_vectors
 
 QUERY_BLOCK, KEY_BLOCK = 2048, 16384  # one tile: 128 MiB of float32, large enough to hide selection behind the product
@@ -197,6 +198,11 @@ class _Plan(NamedTuple):
         platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
         return 64 if platform == "cpu" else self.query_block
 
+    def rows_per_device(self, shard: "_Keys") -> int:
+        """Rows that each device adds to a block of queries; more where a shard is too short to fill a tile."""
+        widening = min(8, max(1, self.key_block // shard.vectors.shape[0]))
+        return max(1, widening * self.query_block // self.num_devices)
+
     @property
     def num_devices(self) -> int:
         return math.prod(self.mesh.shape[axis] for axis in self.axes) if self.mesh is not None else 1
@@ -269,7 +275,9 @@ def _on_mesh(plan: _Plan, function: Callable[..., Any], rows: tuple[Array, ...],
 
 
 def _gather(plan: _Plan, array: Array) -> Array:
-    return jax.lax.all_gather(array, plan.axes, tiled=True)
+    for axis in reversed(plan.axes):  # one gather over several axes compiles to a full all-reduce on TPU
+        array = jax.lax.all_gather(array, axis, tiled=True)
+    return array
 
 
 def _scores(queries: Float[Array, "b dim"], keys: Float[Array, "c dim"]) -> Float[Array, "b c"]:
@@ -303,7 +311,7 @@ def _top_k(plan: _Plan, k: int, queries: Array, keys: Array) -> TopK:
             exchanged = jax.tree.map(lambda array: _exchange(plan, array), found)
             return _best(exchanged.scores, exchanged.indices, k)
 
-        return _over_queries(block, (local_queries,), max(1, plan.query_block // plan.num_devices))
+        return _over_queries(block, (local_queries,), plan.rows_per_device(shard))
 
     return _on_mesh(plan, on_device, (queries,), keys)
 
@@ -389,11 +397,10 @@ def _target_ranks(
             low, high = jax.lax.psum(_target_band(plan, unit, shard, everyones, tolerance), plan.axes)
             counts = _counts(plan, unit, shard, everyones, low, high)
             # Padding is -1 on every device: summed as 0 and restored, else it would become -devices.
-            counts = jax.tree.map(lambda c: jax.lax.psum_scatter(jnp.maximum(c, 0), plan.axes, tiled=True), counts)
+            counts = jax.tree.map(lambda c: scatter_sum(jnp.maximum(c, 0), plan.axes), counts)
             return counts._replace(above=jnp.where(of_rows < 0, -1, counts.above))
 
-        size = max(1, plan.query_block // plan.num_devices)
-        return _over_queries(block, (local_queries, local_targets), size)
+        return _over_queries(block, (local_queries, local_targets), plan.rows_per_device(shard))
 
     return _on_mesh(plan, on_device, (queries, targets), keys)
 

@@ -31,7 +31,7 @@ class LabelMatchingConfig:
 
     num_steps: int = 400
     """Updates of one training."""
-    batch_size: int = 64
+    batch_size: int = 48
     """Texts of a batch."""
     learning_rate: float = 2e-3
     """Of Adam, with cosine decay."""
@@ -39,7 +39,7 @@ class LabelMatchingConfig:
     """Most positive and most negative labels of a text."""
     embedding_size: int = 64
     """Width of word vectors, of texts and labels alike."""
-    num_filters: int = 128
+    num_filters: int = 96
     """Filters of the text encoder, three words wide."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the matching perceptron."""

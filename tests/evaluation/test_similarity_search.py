@@ -44,7 +44,7 @@ def some_targets(seed, num_queries, num_keys, width):
 # ---- the k best keys -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 90), st.data())
 def test_equals_a_stable_sort_at_any_block_size(num_queries, num_keys, data):
     k = data.draw(st.integers(1, num_keys))
@@ -108,7 +108,7 @@ def test_serves_under_jit():
 # ---- the ranks of targets ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 30), st.integers(4, 90), st.integers(1, 50), st.integers(1, 100))
 def test_counts_equal_brute_force_at_any_block_size(num_queries, num_keys, query_block, key_block):
     queries, keys = whole_numbers(num_queries, num_queries), whole_numbers(num_keys, num_keys)

@@ -1,0 +1,32 @@
+"""The command line of the library: ``python -m jaxcore COMMAND``, installed as ``jaxcore``.
+
+    embed --model PATH --input FILE --output FILE.npy    texts to vectors, sharded, resumable
+
+`COMMAND --help` lists the options. Exit codes are those of `jaxcore.distributed.ExitCode`; JAXCORE_DEBUG=1 shows
+tracebacks of usage errors. Experiments have a command line of their own: ``python -m experiments``.
+"""
+
+import sys
+
+from jaxcore.commands.console import keep_freed_memory, run_command
+
+
+def _embed(arguments: list[str]) -> int:
+    from jaxcore.commands import embed
+
+    return embed.main(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    return run_command({"embed": _embed}, arguments, usage=__doc__)
+
+
+def console() -> int:
+    """The entry point of the installed command ``jaxcore``, and of ``python -m jaxcore``."""
+    keep_freed_memory()
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(console())

@@ -1,0 +1,8 @@
+"""Commands of the library: what `python -m jaxcore` (installed: `jaxcore`) does, one module per command.
+
+    embed       texts of a file to vectors
+    arguments   a command line from a dataclass
+    console     starting and ending: memory settings, exit codes
+
+A command is `main(arguments) -> exit code`. Everything it does is a function of the rooms above.
+"""
