@@ -1,15 +1,14 @@
 """``jaxcore embed``: the texts of a file to vectors, in order, through kills and on any number of devices.
 
-Texts are embedded in windows of a fixed number of records. A finished window is on disk before it is noted as done in
-``OUTPUT.progress.json``, so a run that was killed goes on with ``--resume`` where it stood; since windows are the same,
-the file is too. Several processes each take a contiguous share of the windows and write into the same file.
+Texts are embedded in windows of a fixed number of records. A finished window is on disk before it is noted as done (see
+`vector_file`), so a run that was killed goes on with ``--resume`` where it stood; since windows are the same, the file
+is too, to the last bit. Several processes each take a contiguous share of the windows, for their own devices.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-import os
+import functools
+import itertools
 import pathlib
 import sys
 import time
@@ -17,17 +16,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import parse_arguments
-from jaxcore.data import Field, ListSource, Source, load_tokenizer, open_source
+from jaxcore.commands.vector_file import VectorFile, check_output
+from jaxcore.data import Field, ListSource, Source, load_tokenizer, open_source, tokenizer_fingerprint
+from jaxcore.distributed import MeshConfig, make_mesh, tree_shardings
 from jaxcore.evaluation import Interrupted
 from jaxcore.evaluation.text_embedding import EmbeddedWindow, EmbeddingOptions, Pooling, embed_windows, text_length
-from jaxcore.models import load_pretrained
-from jaxcore.training import as_plain, write_json
+from jaxcore.models import Encoder, load_pretrained, read_config
+from jaxcore.training import as_plain, params_digest
 
 _BARRIER_SECONDS = 24 * 3600  # the slowest process may be long after the first
+_TICKS_PER_WINDOW = 16  # a notice is seen soon enough, and by all processes at the same tick
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +56,18 @@ class EmbedOptions:
     """Longest text in tokens, longer ones are cut and counted; 0: what the model can read."""
     batch_tokens: int = 0
     """Tokens of a batch on each device, padding counted; 0 chooses by device. No influence on vectors but rounding."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """In which the model computes; vectors are float32."""
     window: int = 16384
     """Texts embedded, sorted by length and written at a time."""
     max_malformed_rate: float = 0.0
     """Largest share of records without a text; these would be left out of the rows."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """Devices of each process along each mesh axis; by default all of them work on different texts."""
     resume: bool = False
     """Go on with an output that an earlier, interrupted run of this same command began."""
 
     def __post_init__(self) -> None:
-        if self.output.suffix not in (".npy", ".parquet"):
-            raise ValueError(f"--output must end in .npy or .parquet: got {self.output}")
         if self.window < 1:
             raise ValueError(f"--window must be at least 1: got {self.window}")
 
@@ -78,163 +82,159 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def embed(options: EmbedOptions, *, tick: Any = lambda step: False, is_first: bool = True) -> None:
+def embed(options: EmbedOptions, *, tick: Callable[[int], bool] = lambda step: False, is_first: bool = True) -> None:
     """Embed every text of ``options.input`` into ``options.output``; see `EmbedOptions`.
+
+    Args:
+        tick: called equally often on every process; True asks to stop.
+        is_first: whether this process shows progress and prints the summary.
 
     Raises:
         ValueError: input, model or output that cannot be used; nothing is written then.
         Interrupted: `tick` asked to stop; ``--resume`` goes on from the last finished window.
     """
-    _check_output(options)
+    check_output(options.output, resume=options.resume)
     source = open_texts(options.input, options.field, options.max_malformed_rate)
-    model, params = load_pretrained(options.model, config_overrides={"dtype": options.dtype})
-    tokenizer = load_tokenizer(options.tokenizer or options.model)
+    mesh = make_mesh(options.mesh, jax.local_devices())
+    model, params = _load_model(options, mesh)
+    tokenizer = _load_tokenizer(options.tokenizer or options.model)
     choices = EmbeddingOptions(
         options.pooling, options.normalize, options.max_length or None, options.batch_tokens or None
     )
     longest = text_length(model, tokenizer, choices.max_length)
-    writer = _Writer(options, len(source), model.config.hidden_size, _identity(options, source), is_first)
-    rows_of = [range(n * options.window, min((n + 1) * options.window, len(source))) for n in writer.windows]
-    texts = ([source[row]["text"] for row in rows] for rows in rows_of)
-    started, truncated = time.perf_counter(), 0
-    with _progress_bar(sum(map(len, rows_of)), is_first) as advance:
-        embedded = embed_windows(
-            model,
-            params,
-            tokenizer,
-            texts,
-            options=choices,
-            widths=writer.widths,
-            num_texts=len(source),
-            advance=advance,
-        )
-        for step, (rows, result) in enumerate(zip(rows_of, embedded, strict=True)):
-            writer.write(step, rows.start, result)
-            truncated += result.num_truncated
-            if tick(step) and step + 1 < len(rows_of):
-                raise Interrupted(f"stopped on notice; go on with --resume ({options.output} is not complete)")
-    writer.finish()
+    file = VectorFile(
+        options.output,
+        num_rows=len(source),
+        window=options.window,
+        settings={
+            **{name: str(getattr(options, name)) for name in ("field", "pooling", "normalize", "dtype")},
+            "max_length": str(longest),
+            "input": source.fingerprint(),
+            "model": params_digest(params),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        },
+        resume=options.resume,
+        process=(jax.process_index(), jax.process_count()),
+        barrier=_barrier,
+    )
+    count, started = file.num_rows_left, time.perf_counter()
+    embedding = functools.partial(
+        embed_windows, model, params, tokenizer, options=choices, mesh=mesh, num_texts=len(source)
+    )
+    beats = _beats(tick, file.num_windows * _TICKS_PER_WINDOW, options.output)
+    with _progress_bar(count, is_first) as show:
+        _write_windows(file, source, embedding, dim=model.config.hidden_size, show=show, beats=beats)
+    truncated = file.finish()
     if is_first:
-        seconds, count = time.perf_counter() - started, sum(map(len, rows_of))
+        seconds = time.perf_counter() - started
         print(
             f"{options.output}: {len(source):,} texts x {model.config.hidden_size}; {count:,} embedded here in "
             f"{seconds:.1f} s ({count / max(seconds, 1e-9):,.0f} a second), {truncated:,} cut to {longest} tokens"
         )
 
 
+def _write_windows(
+    file: VectorFile,
+    source: Source,
+    start: Callable[..., Iterator[EmbeddedWindow]],
+    *,
+    dim: int,
+    show: Callable[[int], None],
+    beats: Iterator[None],
+) -> None:
+    """Embed this process's windows and write each as it comes."""
+    rows_of = [file.rows(window) for window in file.windows]
+    texts = ([source[row]["text"] for row in rows] for rows in rows_of)
+    results = start(windows=texts, widths=file.widths, advance=_advance([len(rows) for rows in rows_of], beats, show))
+    # The first window is waited for before anything is written: what cannot work fails there.
+    results = itertools.chain(list(itertools.islice(results, 1)), results)
+    file.open(dim)
+    for window, result in zip(file.windows, results, strict=True):
+        file.write(window, result)
+        next(beats)
+    for _ in beats:  # on a process with fewer windows than others
+        pass
+
+
 def open_texts(path: str, field: str, max_malformed_rate: float) -> Source:
     """Records with the one field ``text``, from a file of records or of lines; ValueError where there are none."""
     fields = (Field("text", column=field),)
+    if path.startswith("tfds:") or (pathlib.Path(path) / "dataset_info.json").is_file():
+        return open_source(path, fields=fields)  # TFDS checked its records when it wrote them
     if path.endswith(".txt"):
         file = pathlib.Path(path)
         if not file.is_file():
             raise ValueError(f"no file at {path}; check the path")
-        lines = file.read_text(encoding="utf-8").splitlines()
-        lines_source = [{field: line} for line in lines]
-        source: Source = ListSource(lines_source, fields=fields, name=path, max_malformed_rate=max_malformed_rate)
-    else:
-        source = open_source(path, fields=fields, max_malformed_rate=max_malformed_rate)
-    if len(source) == 0:
-        raise ValueError(f"{path} holds no text in the field {field!r}")
-    return source
+        # Not splitlines(): texts may hold other characters that Unicode counts as line breaks. Undecodable bytes
+        # become lone surrogates, which the source reports with their line.
+        lines = file.read_bytes().decode("utf-8-sig", errors="surrogateescape").split("\n")
+        records = [{field: line.removesuffix("\r")} for line in (lines[:-1] if not lines[-1] else lines)]
+        return ListSource(records, fields=fields, name=path, max_malformed_rate=max_malformed_rate)
+    if pathlib.Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; name a file, or a dataset that TFDS prepared")
+    return open_source(path, fields=fields, max_malformed_rate=max_malformed_rate)
 
 
-def _identity(options: EmbedOptions, source: Source) -> str:
-    """What must not change between a run and its resumption; how batches are cut may."""
-    free = {"resume", "batch_tokens", "output"}
-    fields = {name: value for name, value in as_plain(options).items() if name not in free}
-    text = json.dumps([fields, source.fingerprint(), len(source)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _load_model(options: EmbedOptions, mesh: Mesh) -> tuple[Encoder, Any]:
+    """The encoder and its parameters, each device's part straight from the file."""
+    overrides: dict[str, Any] = {"dtype": options.dtype}
+    if options.pooling != "model":
+        overrides["pooler"] = "none"
+    try:
+        config = read_config(options.model, config_overrides=overrides)
+    except ValueError as error:
+        if "config_overrides={'pooler'" not in str(error):
+            raise
+        raise ValueError(f"{str(error).split(';')[0]}; choose --pooling mean, cls or max") from error
+    if options.pooling == "model" and config.pooler == "none":
+        raise ValueError(f"{options.model} has no pooler of its own; choose --pooling mean, cls or max")
+    boxed = jax.eval_shape(Encoder(config).init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    return load_pretrained(options.model, config_overrides=overrides, sharding=tree_shardings(boxed, mesh))
 
 
-def _check_output(options: EmbedOptions) -> None:
-    if not options.output.absolute().parent.is_dir():
-        raise ValueError(f"cannot write {options.output}: its folder does not exist; make it first")
-    if options.output.exists():
-        raise ValueError(f"{options.output} exists already; remove it, or name another file")
+def _load_tokenizer(path_or_id: str) -> Any:
+    # Without any of its files transformers makes up an empty tokenizer, to which every word is unknown.
+    folder = pathlib.Path(path_or_id).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ValueError(
+            f"no tokenizer at {path_or_id}: none of {', '.join(_TOKENIZER_FILES)} is there; "
+            "copy the tokenizer's files to the model, or name their folder with --tokenizer"
+        )
+    return load_tokenizer(path_or_id)
 
 
-class _Writer:
-    """Vectors on disk, window by window, and what is done already.
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        distributed.barrier(name, _BARRIER_SECONDS)
 
-    Windows are written into ``OUTPUT.part`` (a .npy file at its full size from the start); the finished file gets its
-    name at the end, in one step.
 
-    Attributes:
-        windows: windows that this process has yet to embed.
-        widths: padded widths of the run that is resumed, which give the same vectors to the last bit; else None.
+def _beats(tick: Callable[[int], bool], total: int, output: pathlib.Path) -> Iterator[None]:
+    """`total` ticks, one per item. A notice at the last one comes too late to save anything."""
+    for number in range(total):
+        if tick(number) and number + 1 < total:
+            raise Interrupted(f"stopped on notice; go on with --resume ({output} is not complete)")
+        yield
+
+
+def _advance(sizes: list[int], beats: Iterator[None], show: Callable[[int], None]) -> Callable[[int], None]:
+    """What is called after every batch: shows it, and ticks so often that each window has its share of ticks.
+
+    The last tick of a window is left to whoever writes it: stopping just before would lose it.
     """
+    remaining = iter(sizes)
+    size = done = 0
 
-    def __init__(self, options: EmbedOptions, rows: int, dim: int, identity: str, is_first: bool) -> None:
-        self._options, self._rows, self._dim, self._identity, self._is_first = options, rows, dim, identity, is_first
-        self._part = options.output.with_name(options.output.name + ".part")
-        index, count = jax.process_index(), jax.process_count()
-        self._progress = options.output.with_name(f"{options.output.name}.progress.{index}-of-{count}.json")
-        num_windows = -(-rows // options.window)
-        self._done, self.widths = self._read_progress()
-        if is_first and not self._part.exists():
-            np.lib.format.open_memmap(self._part, mode="w+", dtype=np.float32, shape=(rows, dim)).flush()
-        self._barrier("embed file made")
-        self._array = np.lib.format.open_memmap(self._part, mode="r+")
-        share = -(-num_windows // count)
-        mine = range(index * share, min((index + 1) * share, num_windows))
-        self.windows = [window for window in mine if window not in self._done]
+    def advance(count: int) -> None:
+        nonlocal size, done
+        show(count)
+        if done == size:
+            size, done = next(remaining), 0
+        due = (_TICKS_PER_WINDOW - 1) * done // size
+        done += count
+        for _ in range((_TICKS_PER_WINDOW - 1) * done // size - due):
+            next(beats)
 
-    def write(self, step: int, start: int, result: EmbeddedWindow) -> None:
-        """Put the vectors of ``windows[step]`` on disk, then note that they are there."""
-        self._array[start : start + len(result.vectors)] = result.vectors
-        self._array.flush()
-        self._done.append(self.windows[step])
-        self.widths = result.widths
-        record = {"identity": self._identity, "widths": list(self.widths), "done": self._done}
-        write_json(self._progress, record)
-
-    def finish(self) -> None:
-        """Wait for all processes, then give the file its name and shape."""
-        self._barrier("embed windows done")
-        if self._is_first:
-            if self._options.output.suffix == ".parquet":
-                self._write_parquet()
-            else:
-                os.replace(self._part, self._options.output)
-            for left_over in self._options.output.parent.glob(f"{self._options.output.name}.progress.*.json"):
-                left_over.unlink()
-        self._barrier("embed file named")
-
-    def _read_progress(self) -> tuple[list[int], tuple[int, ...] | None]:
-        if not self._options.resume:
-            if self._part.exists() and self._is_first:
-                raise ValueError(f"{self._part} was begun by an earlier run; go on with --resume, or remove it")
-            return [], None
-        if not self._progress.exists():
-            return [], None
-        progress = json.loads(self._progress.read_text())
-        if progress["identity"] != self._identity:
-            raise ValueError(
-                f"{self._part} was begun with another input, model or options; remove it and {self._progress.name}, "
-                "or run the same command again"
-            )
-        return progress["done"], tuple(progress["widths"])
-
-    def _write_parquet(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        unnamed = self._options.output.with_name(self._options.output.name + ".new")
-        schema = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float32(), self._dim))])
-        with pq.ParquetWriter(unnamed, schema) as file:
-            for start in range(0, self._rows, self._options.window):
-                part = np.asarray(self._array[start : start + self._options.window])
-                vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), self._dim)
-                rows = pa.array(np.arange(start, start + len(part)))
-                file.write_table(pa.table([rows, vectors], schema=schema))
-        os.replace(unnamed, self._options.output)
-        self._part.unlink()
-
-    @staticmethod
-    def _barrier(name: str) -> None:
-        if jax.process_count() > 1:
-            distributed.barrier(name, _BARRIER_SECONDS)
+    return advance
 
 
 @contextlib.contextmanager
@@ -244,9 +244,15 @@ def _progress_bar(total: int, is_first: bool) -> Iterator[Callable[[int], None]]
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:,.0f} texts/s"), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        """Texts per second; empty before the first batch."""
+
+        def render(self, task: Any) -> str:
+            return f"{task.speed:,.0f} texts/s" if task.speed else ""
+
+    columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("embed", total=total)
         yield lambda count: bar.advance(task, count)

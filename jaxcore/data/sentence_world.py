@@ -1,12 +1,17 @@
 """A generated world of sentences whose meaning is known: graded pairs, and text to learn word vectors from.
 
-A sentence says who did what to what, where, when and how: a *meaning*, one concept per role. Concepts have latent
-vectors; a sentence is about a point of that space, and concepts near it are likelier (the log-linear model of Arora et
-al. 2016), so co-occurrence carries meaning. A concept has several words. Synonyms share all contexts and differ in
-frequency alone: meaning and surface come apart, and word vectors learnt from the text are anisotropic, as those of
-natural text are. Function words and word order are drawn without regard to the meaning.
+A sentence says who did what to what, where, when and how: a *meaning*, one concept per role. Concepts have places in a
+latent space, clustered by topic; a sentence is about a point of that space, and concepts near it are likelier (the
+log-linear model of Arora et al. 2016), so co-occurrence carries meaning. A concept has several words: synonyms share
+contexts, so meaning and surface come apart. Topics are written about in registers, each with favourite concepts,
+synonyms and function words, some of them far more repetitive than others. Vectors learnt from such text are anisotropic
+as those of natural text are: a few directions, of frequency and register, hold much of the variance of sentences and
+say nothing of which of two sentences of one register mean the same.
 
     gold(a, b) = 5 sum_r w_r [a_r = b_r] / sum_r w_r,    r over the roles that a or b fills
+
+Graded pairs are made so that shared words tell little of shared meaning: paraphrases in other words, look-alikes around
+another agent, action or object, and all between.
 """
 
 import dataclasses
@@ -47,8 +52,8 @@ class SentenceWorldConfig:
     """A concept has 2 to this many words, so that anything can be said in other words."""
     num_sentences: int = 20000
     """Training sentences."""
-    related_share: float = 0.5
-    """Share of the training sentences that are the second of a related pair: text repeats itself in other words."""
+    related_share: float = 1.0
+    """Share of the training sentences that have a related one in the corpus: text repeats itself in other words."""
     num_development_pairs: int = 1500
     num_test_pairs: int = 1400
     num_training_pairs: int = 1500
@@ -75,22 +80,28 @@ class SentenceWorldConfig:
     """Function words per content word, on average."""
 
     def __post_init__(self) -> None:
-        for name in ("num_sentences", "num_development_pairs", "num_test_pairs", "num_training_pairs"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"SentenceWorldConfig.{name} is {getattr(self, name)}; it must be at least 2")
-        if self.num_concepts < 50 or self.max_synonyms < 2 or self.latent_size < 1:
-            raise ValueError(
-                "SentenceWorldConfig needs num_concepts >= 50, max_synonyms >= 2 and latent_size >= 1: got "
-                f"{self.num_concepts}, {self.max_synonyms}, {self.latent_size}"
-            )
-        if not 0 <= self.related_share <= 1:
-            raise ValueError(f"SentenceWorldConfig.related_share is {self.related_share}; it must be in [0, 1]")
-        if min(self.topicality, self.zipf_exponent, self.function_rate) < 0:
-            raise ValueError("SentenceWorldConfig.topicality, zipf_exponent and function_rate must not be negative")
+        least = {
+            "num_concepts": 50, "max_synonyms": 2, "num_sentences": 2, "num_development_pairs": 2, "num_test_pairs": 2,
+            "num_training_pairs": 2, "latent_size": 1, "num_registers": 1, "num_topics": self.num_registers,
+        }  # fmt: skip
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(
+                    f"SentenceWorldConfig.{name} is {getattr(self, name)}; it must be at least {smallest}"
+                    + (" (num_registers)" if name == "num_topics" else "")
+                )
+        for name in ("related_share", "topic_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"SentenceWorldConfig.{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if not 0 <= self.function_rate <= 2:
+            raise ValueError(f"SentenceWorldConfig.function_rate is {self.function_rate}; it must be in [0, 2]")
+        for name in ("topicality", "zipf_exponent", "narrowest", "synonym_spread", "function_spread"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"SentenceWorldConfig.{name} is {getattr(self, name)}; it must not be negative")
 
     @property
     def num_words(self) -> int:
-        """Distinct words; a bound that holds for every seed is what a vocabulary needs, so it is fixed."""
+        """Distinct words; the same for every seed, so that a model's size is known before its world is drawn."""
         return len(FUNCTION_WORDS) + int(self._synonym_counts().sum())
 
     def _synonym_counts(self) -> Int[np.ndarray, "concepts"]:
@@ -277,7 +288,7 @@ class SentenceWorld:
         register = np.where(framed, subjects.register, elsewhere.register)
         concepts = np.where(kept, meanings, self._meanings(points, register, rng))
         fresh = self._express(concepts, register, rng)
-        repeats = rng.random(concepts.shape) < _repetition(kinds, share, rng)[:, None]
+        repeats = rng.random(concepts.shape) < _repetition(kinds, rng)[:, None]
         rephrased = np.where(repeats, first.words, self._word(concepts, register, rng, avoid=first.words))
         words = np.where(concepts == meanings, rephrased, fresh.words)
         order = np.where(framed, first.order, fresh.order)
@@ -295,7 +306,8 @@ class SentenceWorld:
 
     def _pairs(self, count: int, rng: np.random.Generator, used: set[str]) -> GradedPairs:
         """`count` pairs of sentences that are not in `used` yet; their sentences are added to it."""
-        first, second, gold, subset = [], [], [], []
+        first, second, subset = [], [], []
+        gold: list[float] = []
         mine: set[str] = set()
         while len(gold) < count:
             kinds = rng.choice(len(PAIR_KINDS), size=count, p=(0.2, 0.2, 0.45, 0.15))
@@ -317,7 +329,7 @@ class SentenceWorld:
         wanted = self.config.num_sentences
         while len(found) < wanted:
             missing = wanted - len(found)
-            pairs = max(round(missing * self.config.related_share), 1)
+            pairs = round(missing * self.config.related_share / 2)
             kinds = rng.choice(3, size=pairs, p=(0.25, 0.25, 0.5))
             first, second = self._draw_pairs(rng, kinds)
             subjects = self._subjects(self._topics(max(missing - 2 * pairs, 1), rng), rng)
@@ -348,11 +360,8 @@ def _kept_roles(kinds: Int[np.ndarray, "n"], rng: np.random.Generator) -> Bool[n
     return np.select([(kinds == 0)[:, None], (kinds == 1)[:, None]], [np.ones_like(changed), ~changed], graded)
 
 
-def _repetition(
-    kinds: Int[np.ndarray, "n"], share: Float[np.ndarray, "n"], rng: np.random.Generator
-) -> Float[np.ndarray, "n"]:
-    """Probability that a kept concept keeps its word: low for paraphrases, high for look-alikes; in between the lower
-    the more of the meaning is kept, so that the number of shared words tells little of it."""
+def _repetition(kinds: Int[np.ndarray, "n"], rng: np.random.Generator) -> Float[np.ndarray, "n"]:
+    """Probability that a kept concept keeps its word: low for paraphrases, high for look-alikes, else anything."""
     draw = rng.random(len(kinds))
     return np.select([kinds == 0, kinds == 1], [0.6 * draw, 0.7 + 0.3 * draw], draw)
 
@@ -360,7 +369,8 @@ def _repetition(
 def _pseudo_words(count: int, rng: np.random.Generator) -> list[str]:
     """Distinct pronounceable words of two or three syllables, none of them a function word."""
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
-    taken, words = set(FUNCTION_WORDS), []
+    taken = set(FUNCTION_WORDS)
+    words: list[str] = []
     while len(words) < count:
         for draw, length in zip(rng.integers(len(syllables), size=(count, 3)), rng.integers(2, 4, count), strict=True):
             word = "".join(syllables[i] for i in draw[:length])

@@ -41,6 +41,8 @@ class Claim:
         margin: smallest mean difference that passes, in the metric's unit.
         alpha: level of a one-sided paired t-test of difference > 0; None asks for the margin only.
         paired_samples: pair the samples of each run (draws, say) instead of one number per seed.
+        worst: no single difference may be below this; None asks for the mean only.
+        worst_share: smallest share of the differences that must keep to `worst`.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Claim:
     margin: float = 0.0
     alpha: float | None = None
     paired_samples: bool = False
+    worst: float | None = None
+    worst_share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Verdict:
         effect: mean difference over pairs; `low`, `high` its 95 % interval (Student t), None for a single pair.
         p_value: one-sided, of difference > 0; None where the claim asks for no test.
         num_pairs: seeds, or seeds times samples.
-        passed: effect >= margin, and p_value < alpha where a test is asked for.
+        passed: effect >= margin, p_value < alpha where a test is asked for, and no difference below `worst`.
         differences: every pair's difference, in seed order.
     """
 
@@ -134,6 +138,8 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[RunValues]]) -> Verdict:
     low, high = mean_interval(difference)
     p_value = None if claim.alpha is None else _one_sided_p(difference)
     passed = effect >= claim.margin and (p_value is None or p_value < (claim.alpha or 0.0))
+    if claim.worst is not None:
+        passed = passed and float(np.mean(difference >= claim.worst)) >= claim.worst_share
     return Verdict(
         name=claim.name,
         statement=claim.statement,
@@ -143,13 +149,23 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[RunValues]]) -> Verdict:
         effect=effect,
         low=low,
         high=high,
-        test=f"mean >= {claim.margin:g}"
-        + ("" if claim.alpha is None else f", paired t-test one-sided p < {claim.alpha:g}"),
+        test=_criterion(claim),
         p_value=p_value,
         num_pairs=int(difference.size),
         passed=bool(passed),
         differences=tuple(float(d) for d in difference),
     )
+
+
+def _criterion(claim: Claim) -> str:
+    """What a claim asks for, in words."""
+    parts = [f"mean >= {claim.margin:g}"]
+    if claim.worst is not None:
+        share = "every" if claim.worst_share == 1 else f"{100 * claim.worst_share:.0f} % of"
+        parts.append(f"{share} seed{'s' if share != 'every' else ''} >= {claim.worst:g}")
+    if claim.alpha is not None:
+        parts.append(f"paired t-test one-sided p < {claim.alpha:g}")
+    return ", ".join(parts)
 
 
 def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:

@@ -1,5 +1,6 @@
 """Gradient caching: the exact gradient of a loss over a batch whose encoder activations would never fit."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,8 @@ from jaxcore.training.state import Params
 from jaxcore.training.step import Batch, Gradients
 
 Encode = Callable[[Params, Batch, Array], Float[Array, "batch dim"]]
-BatchLoss = Callable[[Float[Array, "batch dim"], Batch], Float[Array, ""]]
+BatchLoss = Callable[..., Float[Array, ""]]
+"""``(embeddings, batch)``, or ``(embeddings, batch, params)`` for a loss with parameters (a temperature, a head)."""
 
 
 def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gradients:
@@ -26,7 +28,8 @@ def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gr
 
     Args:
         encode: ``(params, rows, key) -> [rows, dim]``; one key per micro-batch, ``fold_in(key, index)``.
-        loss: ``(embeddings of all rows, whole batch) -> scalar``.
+        loss: ``(embeddings of all rows, whole batch) -> scalar``, or with the parameters as a third argument, where
+            the loss has some of its own: a learnt temperature, a projection head.
         micro_batch: rows encoded at once over all devices; must divide the batch.
 
     Returns:
@@ -38,6 +41,8 @@ def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gr
     Source: Gao et al. 2021 (GradCache); Huertas-Tato et al. 2023, released code, without its unreplayed dropout.
     """
 
+    takes_params = len(inspect.signature(loss).parameters) > 2
+
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[Float[Array, ""], Params]:
         num_rows = jax.tree.leaves(batch)[0].shape[0]
         if num_rows % micro_batch:
@@ -48,15 +53,19 @@ def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gr
 
         with jax.named_scope(RECOMPUTE_SCOPE):  # for the FLOP count: this pass is the price of the cache
             embeddings = jax.lax.map(lambda chunk: encode(params, *chunk), (chunks, keys))
-        value, embedding_gradient = jax.value_and_grad(loss)(_collect(embeddings), batch)
+        collected = _collect(embeddings)
+        if takes_params:
+            value, (embedding_gradient, start) = jax.value_and_grad(loss, (0, 2))(collected, batch, params)
+        else:
+            value, embedding_gradient = jax.value_and_grad(loss)(collected, batch)
+            start = jax.tree.map(jnp.zeros_like, params)
 
         def add_chunk(total: Params, chunk: tuple) -> tuple[Params, None]:
             rows, chunk_key, cotangent = chunk
             _, pull_back = jax.vjp(lambda p: encode(p, rows, chunk_key), params)
             return jax.tree.map(jnp.add, total, pull_back(cotangent)[0]), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        total, _ = jax.lax.scan(add_chunk, zeros, (chunks, keys, _deal(embedding_gradient, num_chunks)))
+        total, _ = jax.lax.scan(add_chunk, start, (chunks, keys, _deal(embedding_gradient, num_chunks)))
         return value, total
 
     return gradients

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,30 +14,18 @@ from jaxcore.evaluation import text_embedding
 from jaxcore.evaluation.text_embedding import EmbeddingOptions, embed_texts, embed_windows
 from jaxcore.models import Encoder, EncoderConfig
 
-WORDS = [
-    "amber",
-    "basil",
-    "cedar",
-    "dune",
-    "ember",
-    "fjord",
-    "grove",
-    "heath",
-    "iris",
-    "jade",
-    "kelp",
-    "lotus",
-    "maple",
-    "night",
-    "ocean",
-    "pearl",
-]
+WORDS = (
+    "amber", "basil", "cedar", "dune", "ember", "fjord", "grove", "heath", "iris", "jade", "kelp", "lotus", "maple",
+    "night", "ocean", "pearl",
+)  # fmt: skip
 LONGEST = 24
+WIDTHS = (8, LONGEST)
 
 
 def make_texts(count, seed=0):
+    """Texts of three lengths: each length is a program to compile."""
     rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(1, 21))) for _ in range(count)]
+    return [" ".join(rng.choice(WORDS, size)) for size in rng.choice([2, 9, 20], count)]
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +41,23 @@ def encoder(tokenizer):
         max_positions=LONGEST, pooler="cls_tanh",
     )  # fmt: skip
     model = Encoder(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
+    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"])
     rng = np.random.default_rng(0)
-    leaves, treedef = jax.tree.flatten(shapes)
-    return model, treedef.unflatten([rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves])
+    return model, jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
 
 
-def one_by_one(model, params, tokenizer, texts, pool):
-    """Each text alone, without padding and without a mask, pooled in float64."""
+@pytest.fixture(scope="module")
+def alone(encoder, tokenizer):
+    """Texts, and the hidden states and pooled vector of each by itself, without padding and without a mask."""
+    model, params = encoder
     apply = jax.jit(lambda ids: model.apply({"params": params}, ids))
-    vectors = []
-    for text in texts:
-        output = apply(np.array([tokenizer(text)["input_ids"]], np.int32))
-        vectors.append(pool(np.asarray(output.last_hidden_state[0], np.float64), np.asarray(output.pooled[0])))
-    return np.stack(vectors)
+    texts = make_texts(61, seed=1)
+    outputs = [apply(np.array([tokenizer(text)["input_ids"]], np.int32)) for text in texts]
+    return texts, [(np.asarray(o.last_hidden_state[0], np.float64), np.asarray(o.pooled[0])) for o in outputs]
+
+
+def pooled_alone(alone, pooling):
+    return np.stack([POOLS[pooling](*output) for output in alone[1]])
 
 
 POOLS = {
@@ -77,24 +69,29 @@ POOLS = {
 
 
 @pytest.mark.parametrize("pooling", POOLS)
-def test_vectors_are_those_of_each_text_alone(encoder, tokenizer, pooling):
-    texts = make_texts(40, seed=1)
-    expected = one_by_one(*encoder, tokenizer, texts, POOLS[pooling])
-    got = embed_texts(*encoder, tokenizer, texts, pooling=pooling, batch_tokens=64)
-    assert got.dtype == np.float32 and got.shape == (40, 32)
+def test_vectors_are_those_of_each_text_alone(encoder, tokenizer, alone, pooling):
+    expected = pooled_alone(alone, pooling)
+    got = embed_texts(*encoder, tokenizer, alone[0], pooling=pooling, widths=WIDTHS)
+    assert got.dtype == np.float32 and got.shape == (61, 32)
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    unit = embed_texts(*encoder, tokenizer, texts, pooling=pooling, normalize=True, batch_tokens=64)
+    unit = embed_texts(*encoder, tokenizer, alone[0], pooling=pooling, normalize=True, widths=WIDTHS)
     np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("devices", (1, 2, 4, 8))
-def test_neither_batch_size_nor_devices_change_a_vector(encoder, tokenizer, devices):
-    texts = make_texts(61, seed=2)
-    expected = one_by_one(*encoder, tokenizer, texts, POOLS["mean"])
+def test_neither_batch_size_nor_devices_change_a_vector(encoder, tokenizer, alone, devices):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    for batch_tokens in (1, 100, 4096):
-        got = embed_texts(*encoder, tokenizer, texts, pooling="mean", batch_tokens=batch_tokens, mesh=mesh)
-        assert np.abs(got - expected).max() < 1e-5
+    for batch_tokens, widths in ((1, (LONGEST,)), (100, (LONGEST,)), (4096, WIDTHS)):
+        got = embed_texts(
+            *encoder, tokenizer, alone[0], pooling="mean", batch_tokens=batch_tokens, widths=widths, mesh=mesh
+        )
+        assert np.abs(got - pooled_alone(alone, "mean")).max() < 1e-5
+
+
+def test_widths_are_chosen_where_none_are_given(encoder, tokenizer, alone):
+    (window,) = embed_windows(*encoder, tokenizer, [alone[0]], options=EmbeddingOptions("mean"), num_texts=10**9)
+    assert window.widths[:3] == (4, 11, 22) and window.widths[-1] == LONGEST  # so many texts are worth exact widths
+    assert np.abs(window.vectors - pooled_alone(alone, "mean")).max() < 1e-5
 
 
 def test_sharded_parameters_stay_sharded(encoder, tokenizer):
@@ -105,18 +102,19 @@ def test_sharded_parameters_stay_sharded(encoder, tokenizer):
     placed["embeddings"]["word"] = jax.device_put(params["embeddings"]["word"], by_columns)
     assert text_embedding.on_mesh(placed, mesh)["embeddings"]["word"].sharding == by_columns
     texts = make_texts(20, seed=3)
-    plain = embed_texts(model, params, tokenizer, texts)
-    np.testing.assert_allclose(embed_texts(model, placed, tokenizer, texts, mesh=mesh), plain, atol=1e-5)
+    plain = embed_texts(model, params, tokenizer, texts, widths=WIDTHS)
+    sharded = embed_texts(model, placed, tokenizer, texts, widths=WIDTHS, mesh=mesh)
+    np.testing.assert_allclose(sharded, plain, atol=1e-5)
 
 
 def test_windows_stream_in_order_and_say_what_they_cost(encoder, tokenizer, monkeypatch):
     texts = make_texts(50, seed=4)
-    whole = embed_texts(*encoder, tokenizer, texts, widths=(8, LONGEST))
+    whole = embed_texts(*encoder, tokenizer, texts, widths=WIDTHS)
     finished = []
     windows = [texts[:20], texts[20:21], texts[21:]]
     results = list(
         embed_windows(
-            *encoder, tokenizer, iter(windows), widths=(8, LONGEST), advance=finished.append,
+            *encoder, tokenizer, iter(windows), widths=WIDTHS, advance=finished.append,
             options=EmbeddingOptions(batch_tokens=48),
         )
     )  # fmt: skip
@@ -126,7 +124,7 @@ def test_windows_stream_in_order_and_say_what_they_cost(encoder, tokenizer, monk
         assert window.num_tokens == sum(len(tokenizer(text)["input_ids"]) for text in given)
         assert window.num_computed >= window.num_tokens and window.num_truncated == 0
     monkeypatch.setattr(text_embedding, "WINDOW_TEXTS", 16)
-    np.testing.assert_allclose(embed_texts(*encoder, tokenizer, texts), whole, atol=1e-5)
+    np.testing.assert_allclose(embed_texts(*encoder, tokenizer, texts, widths=WIDTHS), whole, atol=1e-5)
 
 
 def test_long_texts_are_cut_as_the_tokenizer_cuts_them(encoder, tokenizer):
