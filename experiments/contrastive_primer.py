@@ -39,7 +39,6 @@ from jaxcore.distributed import (
     current_ticker,
     jit_on_mesh,
     make_mesh,
-    shard_local_batch,
 )
 from jaxcore.evaluation import Claim, Claims, Interrupted, Measured, RunValues, Verdict, judge_single_run, map_rows
 from jaxcore.evaluation.retrieval import evaluate_retrieval
@@ -75,12 +74,7 @@ from jaxcore.training.label_matching import (
     title_batches,
     train_matcher,
 )
-from jaxcore.training.objective_families import (
-    FAMILIES,
-    empty_memory,
-    family_gradients,
-    make_queue_step,
-)
+from jaxcore.training.objective_families import FAMILIES, family_claim_rows, family_gradients, train_family
 
 PAPER = Paper(
     title="A primer on contrastive pretraining in language processing",
@@ -700,7 +694,11 @@ def run_families(
     )  # fmt: skip
     metrics = _prefixed(config.objective, measure_family(config, steps, task, state.params, tick))
     for number, name in enumerate(config.compared):
-        params, seconds = train_family(config, steps, name, start, batches)
+        params, duration = train_family(
+            name, steps.model, steps.optimizer, start, batches(num_steps=config.num_steps, **processes), steps.mesh,
+            micro_batch=config.micro_batch,
+        )  # fmt: skip
+        seconds = {"seconds_per_step": duration} if duration else {}
         metrics |= _prefixed(name, measure_family(config, steps, task, params, tick) | seconds)
         _leave_on_notice(tick, number)
     return Replicated(metrics, {}, state.params)
@@ -708,48 +706,6 @@ def run_families(
 
 def _prefixed(family: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"families/{family}/{name}": value for name, value in metrics.items()}
-
-
-def train_family(
-    config: Config, steps: Steps, name: str, start: Any, batches: Callable[..., Any]
-) -> tuple[Any, dict[str, float]]:
-    """Parameters after `num_steps` updates of a family from `start`, and seconds per step without compilation."""
-    state: Any = jax.tree.map(jnp.copy, start)
-    if name == "untrained":
-        return state.params, {}
-    memory: Any = None
-    step: Any
-    if name == "momentum_queue":
-        step = make_queue_step(steps.model, steps.optimizer, state, steps.mesh, momentum=0.99)
-        width = jax.eval_shape(steps.embed, state.params, _abstract_texts(config)).shape[1]
-        memory = empty_memory(state.params, steps.mesh, size=4 * config.batch_size, dim=width)
-    else:
-        gradients = family_gradients(name, steps.model, steps.mesh, micro_batch=config.micro_batch)
-        step = make_train_step(gradients, steps.optimizer, state, steps.mesh)
-    clock = time.perf_counter()
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for number, batch in enumerate(batches(num_steps=config.num_steps, **processes)):
-        rows = shard_local_batch(steps.mesh, {key: value for key, value in batch.items() if key != "example_ids"})
-        if memory is None:
-            state, measured = step(state, rows)
-        else:
-            state, memory, measured = step(state, memory, rows)
-        if number == 0:
-            jax.block_until_ready(state)
-            clock = time.perf_counter()
-    if config.num_steps and not np.isfinite(float(measured["loss"])):
-        raise FloatingPointError(f"the loss of {name} is not finite")
-    jax.block_until_ready(state)
-    seconds = (time.perf_counter() - clock) / max(config.num_steps - 1, 1)
-    return state.params, {"seconds_per_step": seconds} if config.num_steps > 1 else {}
-
-
-def _abstract_texts(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (config.evaluation_batch_size, config.data.half_length)
-    return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("input_ids", "attention_mask")}
-
-
-LOWER_IS_BETTER = ("alignment", "uniformity")
 
 
 def measure_family(
@@ -865,7 +821,8 @@ def write_primer_report(config: Config, results: Results, description: str, dire
                 Paragraph(description),
                 Table(("family", *FAMILY_METRICS), family_rows(metrics)),
                 Table(
-                    ("family", "claim", "measured by", "family's", "compared with", "its", "holds"), claim_rows(metrics)
+                    ("family", "claim", "measured by", "family's", "compared with", "its", "holds"),
+                    family_claim_rows(metrics),
                 ),
             ],
             "One encoder, the same batches, start and number of updates; constants from the sources, not tuned. One "
@@ -895,17 +852,6 @@ def family_rows(metrics: Mapping[str, float]) -> list[tuple[Any, ...]]:
         for name in FAMILIES
         if f"families/{name}/recall_at_1" in metrics
     ]
-
-
-def claim_rows(metrics: Mapping[str, float]) -> list[tuple[Any, ...]]:
-    """Family x claim: what is said of each family, and whether this run bears it out."""
-    rows = []
-    for name, family in FAMILIES.items():
-        own, other = (metrics.get(f"families/{side}/{family.metric}") for side in (name, family.against))
-        if own is not None and other is not None:
-            holds = own <= other if family.metric in LOWER_IS_BETTER else own >= other
-            rows.append((name, family.statement, family.metric, own, family.against, other, "yes" if holds else "no"))
-    return rows
 
 
 def _part_tables(results: Results) -> list[tuple[str, tuple[str, ...], list[tuple[Any, ...]], str]]:

@@ -9,6 +9,17 @@
 - `author_batches`: authors x views, shuffled, sharded by process, restorable at any step
 - `authorship_task`: what a model trains on and is asked about, from the world or from files
 - `evaluation_batches`: finite, padded, masked batches
+- `graded_pairs`: sentence pairs with a graded similarity; the files of the STS tasks
+- `sentence_world`, `word_vectors`: generated sentences of known meaning; PPMI-SVD word vectors
+- `sentence_task`: what a sentence encoder trains on and is asked about, from the world or from files
+- `sentence_batches`, `class_batches`, `pair_batches`: epochs without duplicates, grouped by length; P classes x K;
+  anchors with their partners
+- `surface_similarity`, `pair_mining`, `propensity`, `pair_selection`: candidate pairs by look and meaning, drawn by
+  inverse propensity
+- `hard_negatives`: mined by the encoder that is being trained, while it is
+- `length_buckets`: few widths, little padding
+- `text_augmentation`: second views of texts, imported by its name, as are `titled_texts`, `titled_task`,
+  `latent_pairs` and `markov_chain`, the worlds of single experiments
 
 `AuthorWorldBuilder` and `AuthorTextsBuilder` are imported from `jaxcore.data.tfds_builders`, which loads
 TFDS.
@@ -34,10 +45,52 @@ from jaxcore.data.authorship_task import (
     world_vocab_size,
 )
 from jaxcore.data.chunking import Chunker, TokenChunker, TrigramChunker, chunk_author_stream
+from jaxcore.data.class_batches import ClassSampler, class_batches
 from jaxcore.data.evaluation_batches import evaluation_batches, num_evaluation_steps
 from jaxcore.data.file_sources import CsvSource, JsonlSource, ParquetSource, TextFolderSource
+from jaxcore.data.graded_pairs import GradedPairs, StsFolder, join_pairs, read_sts_folder
+from jaxcore.data.hard_negatives import (
+    HardNegativeBatches,
+    HardNegativeConfig,
+    HardNegativeMiner,
+    MiningStopped,
+    draw_negatives,
+)
+from jaxcore.data.length_buckets import LengthBatch, batches_by_length, choose_widths
+from jaxcore.data.pair_batches import PairSampler, pair_batches
+from jaxcore.data.pair_mining import (
+    Candidates,
+    Neighbours,
+    duplicate_groups,
+    mine_candidates,
+    nearest_by_meaning,
+    random_pairs,
+)
+from jaxcore.data.propensity import (
+    LogisticPropensity,
+    Sampled,
+    effective_sample_size,
+    fit_logistic_propensity,
+    frequency_histogram,
+    importance_propensity,
+    importance_target_histogram,
+    inverse_propensity_logits,
+    inverse_propensity_sample,
+    propensity_histogram,
+    propensity_lookup,
+)
 from jaxcore.data.records import AUTHOR_FIELDS, Field, MalformedRecord
+from jaxcore.data.sentence_batches import SentenceSampler, sentence_batches
+from jaxcore.data.sentence_task import SentenceDataConfig, SentenceTask, open_sentence_task, sentence_vocab_size
+from jaxcore.data.sentence_world import SentenceWorld, SentenceWorldConfig
 from jaxcore.data.sources import ListSource, Source, TfdsSource, open_source
+from jaxcore.data.surface_similarity import (
+    SurfaceNeighbours,
+    inverse_document_frequency,
+    length_gap,
+    nearest_by_surface,
+    surface_similarity,
+)
 from jaxcore.data.tokenization import (
     TokenizedTexts,
     attention_mask,
@@ -49,6 +102,7 @@ from jaxcore.data.tokenization import (
     train_tokenizer,
     word_tokenizer,
 )
+from jaxcore.data.word_vectors import WordVectorOptions, ppmi_svd_vectors
 
 __all__ = [
     "AUTHOR_FIELDS",
@@ -61,37 +115,85 @@ __all__ = [
     "AuthorWorldConfig",
     "AuthorshipDataConfig",
     "AuthorshipTask",
+    "Candidates",
     "Chunker",
+    "ClassSampler",
     "CorpusSampler",
     "CsvSource",
     "DocumentContents",
     "Field",
+    "GradedPairs",
+    "HardNegativeBatches",
+    "HardNegativeConfig",
+    "HardNegativeMiner",
     "JsonlSource",
+    "LengthBatch",
     "ListSource",
+    "LogisticPropensity",
     "MalformedRecord",
+    "MiningStopped",
+    "Neighbours",
+    "PairSampler",
     "ParquetSource",
+    "Sampled",
+    "SentenceDataConfig",
+    "SentenceSampler",
+    "SentenceTask",
+    "SentenceWorld",
+    "SentenceWorldConfig",
     "Source",
+    "StsFolder",
+    "SurfaceNeighbours",
     "TextFolderSource",
     "TextPool",
     "TfdsSource",
     "TokenChunker",
     "TokenizedTexts",
     "TrigramChunker",
+    "WordVectorOptions",
     "WorldSampler",
     "attention_mask",
     "author_batches",
     "author_disjoint_split",
+    "batches_by_length",
     "build_author_corpus",
     "cached_arrays",
+    "choose_widths",
     "chunk_author_stream",
+    "class_batches",
     "content_hash",
+    "draw_negatives",
+    "duplicate_groups",
+    "effective_sample_size",
     "evaluation_batches",
+    "fit_logistic_propensity",
+    "frequency_histogram",
     "hashed_trigrams",
+    "importance_propensity",
+    "importance_target_histogram",
+    "inverse_document_frequency",
+    "inverse_propensity_logits",
+    "inverse_propensity_sample",
+    "join_pairs",
+    "length_gap",
     "load_tokenizer",
+    "mine_candidates",
+    "nearest_by_meaning",
+    "nearest_by_surface",
     "num_evaluation_steps",
     "open_authorship_task",
+    "open_sentence_task",
     "open_source",
     "pad_rows",
+    "pair_batches",
+    "ppmi_svd_vectors",
+    "propensity_histogram",
+    "propensity_lookup",
+    "random_pairs",
+    "read_sts_folder",
+    "sentence_batches",
+    "sentence_vocab_size",
+    "surface_similarity",
     "tokenize_texts",
     "tokenizer_fingerprint",
     "train_tokenizer",

@@ -100,6 +100,8 @@ class SentenceTask:
     word_options: WordVectorOptions
     cache_dir: pathlib.Path | None
     word_numbers: Mapping[str, int]
+    table_rows: int
+    """`sentence_vocab_size`: rows of a model's table, at least `vocab_size`."""
 
     @property
     def pad_id(self) -> int:
@@ -128,12 +130,12 @@ class SentenceTask:
         return ids
 
     def word_vectors(self, dim: int) -> Float[np.ndarray, "vocab dim"]:
-        """`ppmi_svd_vectors` of the training sentences; special tokens and rare words have zero rows."""
+        """`ppmi_svd_vectors` of the training sentences, [table_rows, dim]; ids that are no frequent word have zero rows."""
         counted = (self.attention_mask != 0) & ~np.isin(self.input_ids, self.tokenizer.all_special_ids)
         return ppmi_svd_vectors(
             self.input_ids,
             counted,
-            vocab_size=self.vocab_size,
+            vocab_size=max(self.table_rows, self.vocab_size),
             dim=dim,
             options=self.word_options,
             cache_dir=self.cache_dir,
@@ -229,6 +231,7 @@ def _task(
         word_options=WordVectorOptions(min_count=config.min_count),
         cache_dir=cache_dir,
         word_numbers=_number_words(texts),
+        table_rows=sentence_vocab_size(config),
     )
 
 

@@ -301,7 +301,7 @@ class SentenceWorld:
         orders = np.asarray(_ORDERS)[drawn.order]
         words = np.take_along_axis(drawn.words, orders, axis=1)
         functions = np.where((words == _NONE)[..., None], _NONE, drawn.functions)
-        slots = np.concatenate([functions, words[..., None]], axis=2).reshape(len(words), -1)
+        slots = np.concatenate([functions, words[..., None]], axis=2).reshape(len(words), 3 * len(ROLES))
         return [" ".join(self.vocabulary[w] for w in row if w != _NONE) for row in slots.tolist()]
 
     def _pairs(self, count: int, rng: np.random.Generator, used: set[str]) -> GradedPairs:

@@ -13,6 +13,12 @@
     author_pairs           pairs of texts for verification
     paired_tests           paired t-test and sign-flip permutation test, with a margin
     input_checks           the checks of arguments that all of them share
+    sentence_similarity    the STS protocol: Spearman of cosines, by task, "all" aggregation, biases, intervals
+    similarity_search      exact top-k and ranks over similarities that are never stored, on any mesh
+    retrieval              recall, mR, MRR, MAP, nDCG from ranks
+    probes                 linear and nearest-neighbour probes
+    partitions             k-means and linkage clusters, and their scores
+    text_embedding         texts to vectors, grouped by length, spread over a mesh
 
 Metrics take NumPy or JAX arrays, compute on the host in float64, and raise one-line `ValueError`s;
 `centroid_attribution`, `anchor_replica_accuracy` and `pair_features` are JAX functions that work under `jit`.
@@ -47,7 +53,44 @@ from jaxcore.evaluation.clustering import (
 )
 from jaxcore.evaluation.paired_tests import PairedTest, paired_permutation_test, paired_t_test
 from jaxcore.evaluation.pan import align_answers, read_pan_answers, read_pan_truth
+from jaxcore.evaluation.partitions import (
+    PartitionScores,
+    evaluate_partitions,
+    kmeans_clusters,
+    linkage_clusters,
+    partition_scores,
+)
+from jaxcore.evaluation.probes import ProbeResult, cross_validated_linear_probe, knn_probe, linear_probe
+from jaxcore.evaluation.retrieval import (
+    CrossModalEvaluation,
+    RetrievalEvaluation,
+    evaluate_cross_modal,
+    evaluate_retrieval,
+    mean_average_precision,
+    mean_recall,
+    mean_reciprocal_rank,
+    ndcg_at_k,
+    padded_relevance,
+    ranks_from_counts,
+    recall_at_k,
+    relevant_share_at_k,
+    retrieval_intervals,
+)
 from jaxcore.evaluation.row_map import Interrupted, map_rows
+from jaxcore.evaluation.sentence_similarity import (
+    PairSimilarities,
+    SentencePairs,
+    StsEvaluation,
+    evaluate_sts,
+    partial_spearman,
+    pearson,
+    similarity_gain_intervals,
+    similarity_intervals,
+    spearman,
+    sts_score,
+)
+from jaxcore.evaluation.similarity_search import RankCounts, TopK, target_ranks, top_k
+from jaxcore.evaluation.text_embedding import EmbeddedWindow, EmbeddingOptions, embed_texts, embed_windows
 from jaxcore.evaluation.token_attribution import MarkerRanking, PointingGame, marker_auprc, pointing_game
 from jaxcore.evaluation.verification import (
     UnansweredCalibration,
@@ -71,13 +114,24 @@ __all__ = [
     "Claim",
     "Claims",
     "ConfidenceInterval",
+    "CrossModalEvaluation",
+    "EmbeddedWindow",
+    "EmbeddingOptions",
     "Interrupted",
     "MarkerRanking",
     "Measured",
     "NWayResult",
+    "PairSimilarities",
     "PairedTest",
+    "PartitionScores",
     "PointingGame",
+    "ProbeResult",
+    "RankCounts",
+    "RetrievalEvaluation",
     "RunValues",
+    "SentencePairs",
+    "StsEvaluation",
+    "TopK",
     "TunedThreshold",
     "UnansweredCalibration",
     "Verdict",
@@ -92,28 +146,57 @@ __all__ = [
     "calibrate_unanswered",
     "centroid_attribution",
     "cosine_links",
+    "cross_validated_linear_probe",
+    "embed_texts",
+    "embed_windows",
     "evaluate_authorship",
+    "evaluate_cross_modal",
+    "evaluate_partitions",
+    "evaluate_retrieval",
+    "evaluate_sts",
     "explain_queries",
     "f05u",
     "f05u_published_2020",
     "fit_verification_head",
     "judge",
     "judge_single_run",
+    "kmeans_clusters",
+    "knn_probe",
+    "linear_probe",
     "link_average_precision",
+    "linkage_clusters",
     "links_within_classes",
     "macro_f1_open_set",
     "map_rows",
     "marker_auprc",
+    "mean_average_precision",
+    "mean_recall",
+    "mean_reciprocal_rank",
+    "ndcg_at_k",
     "nway_grid",
     "nway_protocol",
+    "padded_relevance",
     "pair_features",
     "paired_permutation_test",
     "paired_t_test",
+    "partial_spearman",
+    "partition_scores",
+    "pearson",
     "pointing_game",
     "query_targets",
+    "ranks_from_counts",
     "read_pan_answers",
     "read_pan_truth",
+    "recall_at_k",
+    "relevant_share_at_k",
+    "retrieval_intervals",
     "sample_author_pairs",
+    "similarity_gain_intervals",
+    "similarity_intervals",
+    "spearman",
+    "sts_score",
+    "target_ranks",
+    "top_k",
     "tune_threshold",
     "verification_f1",
     "verification_metrics",

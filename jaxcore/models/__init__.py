@@ -5,6 +5,8 @@ Map of the room
     attention.py                        the one function through which transformers attend
     affine.py, activations.py, dropout.py   linear layers, norms and pointwise parts
     bag_of_words.py                     a perceptron on token counts that stands in for an Encoder
+    word_vectors.py                     a linear map of the mean of frozen word vectors, another stand-in
+    convolutional_text.py               convolutions with k-max pooling whose word table also embeds labels
     pretrained.py                       `load_pretrained`, `save_pretrained`, on top of
         huggingface_layout.py               transformers' config keys and tensor names
         sentence_transformers_layout.py     module lists of sentence-transformers directories
@@ -41,6 +43,7 @@ from jaxcore.models.encoder import Encoder, EncoderOutput, masked_mean
 from jaxcore.models.encoder_config import EncoderConfig
 from jaxcore.models.parameters import count_parameters
 from jaxcore.models.pretrained import load_pretrained, read_config, save_pretrained
+from jaxcore.models.word_vectors import WordVectorConfig, WordVectorEncoder
 
 __all__ = [
     "ACTIVATIONS",
@@ -49,6 +52,8 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderOutput",
+    "WordVectorConfig",
+    "WordVectorEncoder",
     "attend",
     "count_parameters",
     "count_tokens",

@@ -6,17 +6,19 @@ so that a difference between two rows of a comparison is a difference between ob
 family's source, not tuned here.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxcore.distributed import batch_sharding, jit_on_mesh, replicated
+from jaxcore.distributed import batch_sharding, jit_on_mesh, replicated, shard_local_batch
 from jaxcore.losses import (
     angular_margin_info_nce,
     circle,
@@ -41,7 +43,7 @@ from jaxcore.losses.redundancy_reduction import barlow_twins, vicreg
 from jaxcore.losses.scorers import cosine_scores
 from jaxcore.training.gradient_cache import cached_gradients
 from jaxcore.training.state import Params, TrainState, state_shardings
-from jaxcore.training.step import Gradients, one_shot_gradients
+from jaxcore.training.step import Gradients, make_train_step, one_shot_gradients
 
 ViewKind = Literal["halves", "twins", "text_and_title"]
 """halves: the two halves of a text. twins: one half twice, told apart by dropout alone. text_and_title: the first half
@@ -310,6 +312,100 @@ def family_gradients(name: str, model: Any, mesh: Mesh | None, *, micro_batch: i
 def _encode(model: Any, params: Params, ids: Array, mask: Array, key: Array) -> Float[Array, "rows dim"]:
     output = model.apply({"params": params}, ids, mask, deterministic=False, rngs={"dropout": key})
     return output.pooled.astype(jnp.float32)
+
+
+def train_family(
+    name: str,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    start: TrainState,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+    *,
+    micro_batch: int = 0,
+    momentum: float = 0.99,
+    queue_batches: int = 4,
+) -> tuple[Params, float]:
+    """A family trained from a given state on given batches: nothing but its objective tells it from another.
+
+    Args:
+        name: a key of `FAMILIES`; "untrained" returns the parameters of `start`.
+        model, optimizer, start: encoder, optimiser, and the state of step 0, which is left as it is.
+        batches: this process's batches of `HalvesSampler`.
+        mesh: of state and batches.
+        micro_batch: as for `family_gradients`.
+        momentum, queue_batches: of the family with a memory; batches that its queue holds.
+
+    Returns:
+        Parameters, and the mean seconds of a step after the first, which compiles (0 where there is no second).
+
+    Raises:
+        ValueError: unknown family.
+        FloatingPointError: a last loss that is not finite.
+    """
+    state = jax.tree.map(jnp.copy, start)
+    if name == "untrained":
+        return state.params, 0.0
+    memory, step = None, None
+    clock, count, measured = 0.0, 0, {"loss": np.zeros(())}
+    for batch in batches:
+        rows = shard_local_batch(mesh, {key: value for key, value in batch.items() if key != "example_ids"})
+        if step is None:
+            step, memory = _family_step(name, model, optimizer, state, rows, mesh, micro_batch, momentum, queue_batches)
+        state, memory, measured = step(state, memory, rows)
+        count += 1
+        if count == 1:
+            jax.block_until_ready(state)
+            clock = time.perf_counter()
+    jax.block_until_ready(state)
+    seconds = (time.perf_counter() - clock) / (count - 1) if count > 1 else 0.0
+    if not np.isfinite(float(measured["loss"])):
+        raise FloatingPointError(f"the loss of {name} is not finite after {count} steps: {float(measured['loss'])}")
+    return state.params, seconds
+
+
+def _family_step(
+    name: str,
+    model: Any,
+    optimizer: Any,
+    state: Any,
+    rows: Any,
+    mesh: Mesh,
+    micro_batch: int,
+    momentum: float,
+    size: int,
+) -> tuple[Any, Any]:
+    """``(state, memory, batch) -> (state, memory, metrics)`` of any family, and the memory it starts with."""
+    if name == "momentum_queue":
+        width = jax.eval_shape(_encode, model, state.params, rows["first_ids"], rows["first_mask"], state.step_key)
+        memory = empty_memory(state.params, mesh, size=size * rows["labels"].shape[0], dim=width.shape[1])
+        return make_queue_step(model, optimizer, state, mesh, momentum=momentum), memory
+    train = make_train_step(family_gradients(name, model, mesh, micro_batch=micro_batch), optimizer, state, mesh)
+
+    def step(state: Any, memory: None, batch: Any) -> tuple[Any, None, Any]:
+        state, metrics = train(state, batch)
+        return state, None, metrics
+
+    return step, None
+
+
+LOWER_IS_BETTER = ("alignment", "uniformity")
+"""Metrics of a family that are better the lower they are."""
+
+
+def family_claim_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str, float, str, float, str]]:
+    """Family x claim: what is said of each family, the two numbers that decide, and whether they bear it out.
+
+    Args:
+        metrics: ``families/NAME/METRIC`` of one run; families that were not measured have no row.
+    """
+    rows = []
+    for name, family in FAMILIES.items():
+        own, other = (metrics.get(f"families/{side}/{family.metric}") for side in (name, family.against))
+        if own is not None and other is not None:
+            holds = own <= other if family.metric in LOWER_IS_BETTER else own >= other
+            rows.append((name, family.statement, family.metric, own, family.against, other, "yes" if holds else "no"))
+    return rows
 
 
 # ---- the family with a memory ----------------------------------------------------------------------------

@@ -102,3 +102,14 @@ def test_a_single_run_is_judged_only_on_what_it_measured():
     verdicts = judge_single_run(claims, "method", RunValues({"accuracy": 0.9, "untrained": 0.1}))
     assert [verdict.name for verdict in verdicts] == ["inside"]
     assert judge_single_run(claims, "method", RunValues({"accuracy": 0.9})) == []
+
+
+@pytest.mark.parametrize(
+    ("worst", "share", "passes"), [(None, 1.0, True), (0.5, 1.0, False), (0.5, 0.75, True), (0.1, 1.0, True)]
+)
+def test_a_claim_may_ask_for_every_seed_or_most(worst, share, passes):
+    runs = {"a": [RunValues({"m": value}) for value in (1.0, 2.0, 0.2, 3.0)]}
+    claim = Claim("c", "", "", Measured("a", "m"), margin=1.0, worst=worst, worst_share=share)
+    verdict = judge(claim, runs)
+    assert verdict.passed is passes
+    assert ("seed" in verdict.test) == (worst is not None)

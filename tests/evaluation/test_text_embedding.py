@@ -47,6 +47,12 @@ def encoder(tokenizer):
 
 
 @pytest.fixture(scope="module")
+def mesh():
+    """One device: less to compile than the eight that are the default here."""
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
 def alone(encoder, tokenizer):
     """Texts, and the hidden states and pooled vector of each by itself, without padding and without a mask."""
     model, params = encoder
@@ -69,12 +75,12 @@ POOLS = {
 
 
 @pytest.mark.parametrize("pooling", POOLS)
-def test_vectors_are_those_of_each_text_alone(encoder, tokenizer, alone, pooling):
+def test_vectors_are_those_of_each_text_alone(encoder, tokenizer, alone, mesh, pooling):
     expected = pooled_alone(alone, pooling)
-    got = embed_texts(*encoder, tokenizer, alone[0], pooling=pooling, widths=WIDTHS)
+    got = embed_texts(*encoder, tokenizer, alone[0], pooling=pooling, widths=WIDTHS, mesh=mesh)
     assert got.dtype == np.float32 and got.shape == (61, 32)
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    unit = embed_texts(*encoder, tokenizer, alone[0], pooling=pooling, normalize=True, widths=WIDTHS)
+    unit = embed_texts(*encoder, tokenizer, alone[0], pooling=pooling, normalize=True, widths=WIDTHS, mesh=mesh)
     np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
@@ -127,43 +133,43 @@ def test_windows_stream_in_order_and_say_what_they_cost(encoder, tokenizer, monk
     np.testing.assert_allclose(embed_texts(*encoder, tokenizer, texts, widths=WIDTHS), whole, atol=1e-5)
 
 
-def test_long_texts_are_cut_as_the_tokenizer_cuts_them(encoder, tokenizer):
+def test_long_texts_are_cut_as_the_tokenizer_cuts_them(encoder, tokenizer, mesh):
     texts = [" ".join(WORDS[:k]) for k in (3, 16)]
     cut = tokenizer(texts[1], truncation=True, max_length=7)["input_ids"]
     model, params = encoder
     expected = model.apply({"params": params}, np.array([cut], np.int32)).last_hidden_state[0].mean(0)
     options = EmbeddingOptions(pooling="mean", max_length=7)
-    (window,) = embed_windows(model, params, tokenizer, [texts], options=options)
+    (window,) = embed_windows(model, params, tokenizer, [texts], options=options, mesh=mesh)
     assert window.num_truncated == 1 and max(window.widths) == 7
     np.testing.assert_allclose(window.vectors[1], expected, atol=1e-5)
     before = tokenizer.backend_tokenizer.truncation
-    embed_texts(model, params, tokenizer, texts, max_length=5)
+    embed_texts(model, params, tokenizer, texts, max_length=5, mesh=mesh)
     assert tokenizer.backend_tokenizer.truncation == before  # the caller's tokenizer is not touched
 
 
-def test_a_text_without_tokens_is_the_zero_vector(encoder, tokenizer):
+def test_a_text_without_tokens_is_the_zero_vector(encoder, tokenizer, mesh):
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
     bare.backend_tokenizer.post_processor = None
     for pooling in POOLS:
-        vectors = embed_texts(*encoder, bare, ["", "amber"], pooling=pooling, normalize=True)
+        vectors = embed_texts(*encoder, bare, ["", "amber"], pooling=pooling, normalize=True, widths=WIDTHS, mesh=mesh)
         assert not vectors[0].any() and np.linalg.norm(vectors[1]) == pytest.approx(1, abs=1e-5)
 
 
-def test_low_precision_stays_close_and_comes_as_float32(encoder, tokenizer):
+def test_low_precision_stays_close_and_comes_as_float32(encoder, tokenizer, mesh):
     model, params = encoder
     texts = make_texts(10, seed=5)
     low = Encoder(dataclasses.replace(model.config, dtype="bfloat16"))
-    got = embed_texts(low, params, tokenizer, texts, pooling="mean", normalize=True)
-    expected = embed_texts(model, params, tokenizer, texts, pooling="mean", normalize=True)
+    got = embed_texts(low, params, tokenizer, texts, pooling="mean", normalize=True, widths=WIDTHS, mesh=mesh)
+    expected = embed_texts(model, params, tokenizer, texts, pooling="mean", normalize=True, widths=WIDTHS, mesh=mesh)
     assert got.dtype == np.float32 and (got * expected).sum(1).min() > 0.99
     assert not np.allclose(got, expected, atol=1e-5)
 
 
-def test_repeated_calls_compile_nothing_anew(encoder, tokenizer):
+def test_repeated_calls_compile_nothing_anew(encoder, tokenizer, mesh):
     texts = make_texts(30, seed=6)
-    embed_texts(*encoder, tokenizer, texts, widths=(LONGEST,))
+    embed_texts(*encoder, tokenizer, texts, widths=(LONGEST,), mesh=mesh)
     before = text_embedding._embed_batch._cache_size()
-    embed_texts(*encoder, tokenizer, texts[:7], widths=(LONGEST,))
+    embed_texts(*encoder, tokenizer, texts[:7], widths=(LONGEST,), mesh=mesh)
     assert text_embedding._embed_batch._cache_size() == before
 
 

@@ -216,8 +216,9 @@ def test_a_supervised_target_weights_candidates_by_labelled_pairs():
 
     material = debcse.mine_material(config, task, embed, debcse.make_mesh(config.mesh))
     selector = material.selector
-    weight = 1 / selector.positive(*(jnp.float32(x) for x in (0.95, 0.5, 0.0)))
-    assert weight != 1 / selector.positive(*(jnp.float32(x) for x in (-0.5, 0.5, 0.0))), "meaning must count"
+    grid = np.meshgrid(np.linspace(-0.95, 0.95, 20), np.linspace(0.05, 0.95, 10))
+    propensity = np.asarray(selector.positive(*(jnp.asarray(x, jnp.float32) for x in grid), jnp.zeros((10, 20))))
+    assert np.ptp(propensity, axis=1).max() > 0 and np.ptp(propensity, axis=0).max() > 0, "both must count"
     np.testing.assert_allclose(material.teacher, embed(task.rows()))
     words, ids = task.word_ids(task.texts), selector.candidates.ids
     same = (words[ids[:, 0]] == words).all(1)

@@ -99,3 +99,25 @@ def test_a_micro_batch_that_does_not_divide_is_named(problem):
     params, batch = problem
     with pytest.raises(ValueError, match="micro_batch 5 does not divide the batch of 32 rows"):
         cached_gradients(encode, loss, micro_batch=5)(params, batch, jax.random.key(0))
+
+
+def test_a_loss_with_parameters_of_its_own_gets_their_gradient():
+    """A learnt temperature and a head after the encoder, as one parameter tree."""
+    rng = np.random.default_rng(1)
+    params = {name: jnp.asarray(rng.standard_normal((6, 6)), jnp.float32) for name in ("encoder", "head")}
+    params["log_temperature"] = jnp.float32(-1.0)
+    batch = {"x": jnp.asarray(rng.standard_normal((16, 6)), jnp.float32), "labels": jnp.arange(16) // 4}
+
+    def encode_rows(params, rows, key):
+        return jnp.tanh(rows["x"] @ params["encoder"])
+
+    def loss_with_params(embeddings, batch, params):
+        temperature = jnp.exp(params["log_temperature"])
+        return supervised_contrastive(embeddings @ params["head"], batch["labels"], temperature=temperature)
+
+    key = jax.random.key(0)
+    value, gradient = cached_gradients(encode_rows, loss_with_params, micro_batch=4)(params, batch, key)
+    expected, whole = jax.value_and_grad(lambda p: loss_with_params(encode_rows(p, batch, key), batch, p))(params)
+    assert value == pytest.approx(float(expected), rel=1e-6)
+    for name in params:
+        np.testing.assert_allclose(gradient[name], whole[name], rtol=1e-4, atol=1e-6)
