@@ -103,8 +103,9 @@ def compare(rows: int, dim: int, rounds: int, dtype: str) -> None:
 
 def optax_seconds(rows: int, dim: int) -> None:
     """In a process of its own: seconds of optax's ntxent, or death by memory."""
-    import optax
     import resource
+
+    import optax
 
     limit = 20 * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -3,10 +3,12 @@
     JAX_PLATFORMS=cpu python tests/benchmarks/ring_scaling.py [--rows 65536] [--dim 256]
     JAX_PLATFORMS=cpu python tests/benchmarks/ring_scaling.py --topology v5e:16x16 --rows 1048576 --dim 768
 
-Symmetric InfoNCE, value and gradients. Without a topology: per-device peak (arguments, outputs and temporaries, from
-the compiler's memory analysis) on simulated devices, which must fall as 1/P. With one: does it fit the chip, and are the
-bytes each device sends those of the ring's minimum: P - 1 hops of its columns forward; backward as many again of
-columns, and of their float32 gradients (labels and per-column numbers add a few bytes per row).
+Symmetric InfoNCE, value and gradients. Without a topology: the peak per device (arguments, outputs and temporaries, from
+the compiler's memory analysis) on simulated devices. A ring's devices hold their part of inputs and gradients and some
+three travelling shards, whatever the global batch: from a few devices on the peak falls as 1/P, and 8 devices with a
+fixed part each take 8 times the batch. With a topology: does it fit the chip, and are the bytes that each device sends
+the ring's minimum: P - 1 hops of its columns forward; backward as many again of columns, and of their float32 gradients
+(labels and per-column numbers add a few bytes per row).
 """
 
 import argparse
