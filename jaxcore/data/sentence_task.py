@@ -130,7 +130,7 @@ class SentenceTask:
         return ids
 
     def word_vectors(self, dim: int) -> Float[np.ndarray, "vocab dim"]:
-        """`ppmi_svd_vectors` of the training sentences, [table_rows, dim]; ids that are no frequent word have zero rows."""
+        """`ppmi_svd_vectors` of the training sentences, [table_rows, dim]; zero rows for ids of no frequent word."""
         counted = (self.attention_mask != 0) & ~np.isin(self.input_ids, self.tokenizer.all_special_ids)
         return ppmi_svd_vectors(
             self.input_ids,

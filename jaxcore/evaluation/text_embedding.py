@@ -29,7 +29,7 @@ POOLINGS: tuple[Pooling, ...] = ("model", "mean", "cls", "max")
 WINDOW_TEXTS = 8192
 """Texts that are sorted by length together."""
 
-# What one more width costs, in tokens computed meanwhile. CPU: a program kept on disk is read in less than 0.1 s, at 120
+# What one more width costs, in tokens computed meanwhile. CPU: a program kept on disk is read in under 0.1 s, at 120
 # microseconds a token (six layers of width 384, 2 cores); compiled anew it takes half a second, once. Accelerators
 # compute millions of tokens while they compile for seconds.
 _COMPILE_TOKENS = {"cpu": 512, "accelerator": 2**20}

@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu python tests/benchmarks/ring_scaling.py [--rows 65536] [--dim 256]
     JAX_PLATFORMS=cpu python tests/benchmarks/ring_scaling.py --topology v5e:16x16 --rows 1048576 --dim 768
 
-Symmetric InfoNCE, value and gradients. Without a topology: the peak per device (arguments, outputs and temporaries, from
+Symmetric InfoNCE, value and gradients. Without a topology: the peak per device (arguments, outputs, temporaries, from
 the compiler's memory analysis) on simulated devices. A ring's devices hold their part of inputs and gradients and some
 three travelling shards, whatever the global batch: from a few devices on the peak falls as 1/P, and 8 devices with a
 fixed part each take 8 times the batch. With a topology: does it fit the chip, and are the bytes that each device sends
