@@ -256,6 +256,13 @@ class SentenceWorld:
             scores[first + np.arange(scores.shape[-1]) == avoid[..., None]] = -np.inf
         return np.where(concepts == _NONE, _NONE, self._first_word[concepts] + scores.argmax(-1))
 
+    def _other_concept(self, concepts: Int[np.ndarray, "n roles"], rng: np.random.Generator) -> np.ndarray:
+        """Any other concept of the same role, each equally likely; concepts of a role are numbered in a row."""
+        first = np.array([members[0] for members in self._concepts_of_role])
+        sizes = np.array([len(members) for members in self._concepts_of_role])
+        step = 1 + np.floor(rng.random(concepts.shape) * (sizes - 1)).astype(np.int64)
+        return first + (concepts - first + step) % sizes
+
     def _functions(self, register: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "n roles two"]:
         shape = (len(register), len(ROLES), 2)
         chances, drawn = rng.random(shape), np.empty(shape, np.int64)
@@ -286,7 +293,10 @@ class SentenceWorld:
         # words would tell shared meaning.
         framed = rng.random(count) < np.where(kinds == 1, 0.7, 0.45 - 0.3 * share)
         register = np.where(framed, subjects.register, elsewhere.register)
-        concepts = np.where(kept, meanings, self._meanings(points, register, rng))
+        replaced = self._meanings(points, register, rng)
+        # A look-alike that drew the concept it was to replace would be a paraphrase: it takes any other of the role.
+        stayed = ~kept & (replaced == meanings) & (meanings != _NONE) & (kinds == 1)[:, None]
+        concepts = np.where(kept, meanings, np.where(stayed, self._other_concept(meanings, rng), replaced))
         fresh = self._express(concepts, register, rng)
         repeats = rng.random(concepts.shape) < _repetition(kinds, rng)[:, None]
         rephrased = np.where(repeats, first.words, self._word(concepts, register, rng, avoid=first.words))
@@ -351,13 +361,14 @@ def meaning_similarity(first: Int[np.ndarray, "n roles"], second: Int[np.ndarray
 
 
 def _kept_roles(kinds: Int[np.ndarray, "n"], rng: np.random.Generator) -> Bool[np.ndarray, "n roles"]:
-    """Which roles of the first meaning the second keeps: all, all but one to three core ones, or a random share."""
+    """Which roles of the first meaning the second keeps: all, all but one to three core ones, a random share, none."""
     count, core = len(kinds), np.asarray(_CORE)
     ranks = np.where(core, rng.random((count, len(ROLES))), np.inf).argsort(axis=1).argsort(axis=1)
     changed = ranks < rng.integers(1, 4, size=(count, 1))
     share = rng.random((count, 1))
     graded = rng.random((count, len(ROLES))) < share
-    return np.select([(kinds == 0)[:, None], (kinds == 1)[:, None]], [np.ones_like(changed), ~changed], graded)
+    of_kind = [np.ones_like(changed), ~changed, graded, np.zeros_like(changed)]
+    return np.select([(kinds == number)[:, None] for number in range(len(PAIR_KINDS))], of_kind)
 
 
 def _repetition(kinds: Int[np.ndarray, "n"], rng: np.random.Generator) -> Float[np.ndarray, "n"]:

@@ -30,12 +30,12 @@ class TitledTexts(NamedTuple):
 def python_reference_texts() -> TitledTexts:
     """Paragraphs of at least 16 words of Python's language reference, each once, with its section heading and topic.
 
-    Only letters and underscores are kept, in lower case. A paragraph that several topics share belongs to the first.
+    Only letters and underscores are kept, in lower case. A paragraph that several topics share belongs to the shortest.
     """
     from pydoc_data.topics import topics
 
     found: dict[str, tuple[str, str]] = {}
-    for topic in sorted(topics):
+    for topic in sorted(topics, key=lambda name: (len(topics[name]), name)):
         for title, paragraph in _sections(topics[topic]):
             text = _words(paragraph)
             if text.count(" ") + 1 >= _MIN_WORDS:

@@ -145,7 +145,7 @@ def positive_mutual_information(pairs: scipy.sparse.csr_array, context_smoothing
 def _factorise(matrix: scipy.sparse.csr_array, dim: int) -> Float[np.ndarray, "words dim"]:
     """``U sqrt(S)``, largest first, at mean norm 1."""
     start = np.random.default_rng(0).standard_normal(matrix.shape[0])  # svds draws it anew otherwise
-    left, values, _ = scipy.sparse.linalg.svds(matrix, k=dim, v0=start, solver="arpack", tol=1e-6)
+    left, values, _ = scipy.sparse.linalg.svds(matrix, k=dim, v0=start, solver="propack", rng=0)
     order = np.argsort(-values)
     vectors = left[:, order] * np.sqrt(values[order])
     vectors *= np.where(vectors.sum(axis=0) < 0, -1, 1)

@@ -6,6 +6,7 @@ so that a difference between two rows of a comparison is a difference between ob
 family's source, not tuned here.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -377,8 +378,9 @@ def _family_step(
 ) -> tuple[Any, Any]:
     """``(state, memory, batch) -> (state, memory, metrics)`` of any family, and the memory it starts with."""
     if name == "momentum_queue":
-        width = jax.eval_shape(_encode, model, state.params, rows["first_ids"], rows["first_mask"], state.step_key)
-        memory = empty_memory(state.params, mesh, size=size * rows["labels"].shape[0], dim=width.shape[1])
+        ids, mask = family_views("halves", rows)[0]
+        keys = jax.eval_shape(functools.partial(_encode, model), state.params, ids, mask, state.step_key)
+        memory = empty_memory(state.params, mesh, size=size * ids.shape[0], dim=keys.shape[1])
         return make_queue_step(model, optimizer, state, mesh, momentum=momentum), memory
     train = make_train_step(family_gradients(name, model, mesh, micro_batch=micro_batch), optimizer, state, mesh)
 

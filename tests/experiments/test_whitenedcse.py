@@ -87,14 +87,17 @@ def test_a_run_that_was_stopped_resumes_to_the_same_parameters(tmp_path):
 
 
 def test_gradient_caching_and_eight_devices_train_the_same(tmp_path):
-    """Dropout off, since micro-batches draw their own masks; the head's and the encoder's gradients are both whole."""
+    """Dropout off, since micro-batches draw their own masks. Losses are compared, not embeddings: without dropout the
+    encoder's bias has no gradient (features are centred), so Adam walks it along whatever rounding leaves."""
     still = dataclasses.replace(ALONE, word_vectors=dataclasses.replace(SMOKE.word_vectors, dropout=0.0))
-    reference = whitenedcse.run(still, tmp_path / "a").metrics
-    cached = whitenedcse.run(dataclasses.replace(still, micro_batch=8), tmp_path / "b").metrics
-    spread = whitenedcse.run(dataclasses.replace(still, mesh=MeshConfig(data=4, fsdp=2)), tmp_path / "c").metrics
-    for name in ("dev", "test", "alignment", "uniformity"):
-        assert cached[name] == pytest.approx(reference[name], rel=2e-3, abs=2e-3)
-        assert spread[name] == pytest.approx(reference[name], rel=2e-3, abs=2e-3)
+    changes = {"whole": {}, "cached": {"micro_batch": 8}, "spread": {"mesh": MeshConfig(data=4, fsdp=2)}}
+    losses = {}
+    for name, change in changes.items():
+        whitenedcse.run(dataclasses.replace(still, **change), tmp_path / name)
+        losses[name] = [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert len(losses["whole"]) == SMOKE.num_steps and np.ptp(losses["whole"]) > 1e-3
+    np.testing.assert_allclose(losses["cached"], losses["whole"], rtol=1e-4)
+    np.testing.assert_allclose(losses["spread"], losses["whole"], rtol=1e-4)
 
 
 def test_a_transformer_trains_on_its_first_token(tmp_path):
