@@ -534,8 +534,9 @@ def measure_geometry(config: Config, task: SentenceTask, steps: Steps, params: A
 # ---- report ----------------------------------------------------------------------------------------------
 
 NOTE = (
-    "At this scale the gain depends on the projection head: the arms without it are the control that whitenedcse.md "
-    "asks for. A small run does not confirm the paper; the command 'verify whitenedcse' judges over seeds."
+    "The arms without a head are the control that whitenedcse.md asks for: on STS files the gain needs the projection "
+    "head. The generated world was made to show the effect, so a gain there is no confirmation of the paper. The command "
+    "'verify whitenedcse' judges over seeds."
 )
 
 
