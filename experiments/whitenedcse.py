@@ -535,7 +535,7 @@ def measure_geometry(config: Config, task: SentenceTask, steps: Steps, params: A
 
 NOTE = (
     "The arms without a head are the control that whitenedcse.md asks for: on STS files the gain needs the projection "
-    "head. The generated world was made to show the effect, so a gain there is no confirmation of the paper. The command "
+    "head. The generated world was made to show the effect, so a gain there does not confirm the paper. The command "
     "'verify whitenedcse' judges over seeds."
 )
 
