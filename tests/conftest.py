@@ -19,6 +19,19 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled_programs():
+    """Every compiled program holds memory maps, of which a process may have 65,530: a session of thousands of tests
+    would end in a crash of the compiler. What a module compiled is dropped after it."""
+    yield
+    import gc
+
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real data beside the project; a test that needs it skips where it is absent."""

@@ -13,7 +13,8 @@ from jaxcore.training.step import Batch, Gradients
 
 Encode = Callable[[Params, Batch, Array], Float[Array, "batch dim"]]
 BatchLoss = Callable[..., Float[Array, ""]]
-"""``(embeddings, batch)``, or ``(embeddings, batch, params)`` for a loss with parameters (a temperature, a head)."""
+"""``(embeddings, batch)``, or ``(embeddings, batch, params)`` for a loss with parameters (a temperature, a head). Further
+arguments need defaults."""
 
 
 def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gradients:
@@ -41,7 +42,8 @@ def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gr
     Source: Gao et al. 2021 (GradCache); Huertas-Tato et al. 2023, released code, without its unreplayed dropout.
     """
 
-    takes_params = len(inspect.signature(loss).parameters) > 2
+    required = [p for p in inspect.signature(loss).parameters.values() if p.default is p.empty]
+    takes_params = len(required) > 2
 
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[Float[Array, ""], Params]:
         num_rows = jax.tree.leaves(batch)[0].shape[0]
