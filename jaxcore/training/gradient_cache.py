@@ -13,8 +13,10 @@ from jaxcore.training.step import Batch, Gradients
 
 Encode = Callable[[Params, Batch, Array], Float[Array, "batch dim"]]
 BatchLoss = Callable[..., Float[Array, ""]]
-"""``(embeddings, batch)``, or ``(embeddings, batch, params)`` for a loss with parameters (a temperature, a head). Further
-arguments need defaults."""
+"""``(embeddings, batch)``, or ``(embeddings, batch, params)`` for a loss with parameters (a temperature, a head).
+
+Arguments beyond these need defaults.
+"""
 
 
 def cached_gradients(encode: Encode, loss: BatchLoss, *, micro_batch: int) -> Gradients:
