@@ -29,6 +29,10 @@ def run_command(commands: Mapping[str, Command], arguments: Sequence[str], *, us
         return 0
     except Exception as error:
         return _exit_code(error)
+    finally:
+        from jaxcore.distributed import stop_watching
+
+        stop_watching()
 
 
 def _exit_code(error: Exception) -> int:

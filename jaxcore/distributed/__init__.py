@@ -38,7 +38,7 @@ from jaxcore.distributed.mesh import (
     make_mesh,
     replicated,
 )
-from jaxcore.distributed.preemption import Ticker, current_ticker, tick
+from jaxcore.distributed.preemption import Ticker, current_ticker, stop_watching, tick
 from jaxcore.distributed.process_start import ProcessInfo, StartConfig, start
 from jaxcore.distributed.roofline import (
     ContrastiveWorkload,
@@ -111,6 +111,8 @@ __all__ = [
     "replicated",
     "shard_local_batch",
     "start",
+    "stop_watching",
+    "stop_watching",
     "tick",
     "total_by_kind",
     "tree_shardings",

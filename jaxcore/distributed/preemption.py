@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from jaxcore.distributed import coordination
 from jaxcore.distributed.watchdog import Watchdog
 
-__all__ = ["Ticker", "current_ticker", "install_ticker", "tick"]
+__all__ = ["Ticker", "current_ticker", "install_ticker", "stop_watching", "tick"]
 
 
 class Ticker:
@@ -60,9 +60,17 @@ _current: list[Ticker] = []
 
 
 def install_ticker(ticker: Ticker) -> Ticker:
-    """Makes `ticker` the one that the module-level `tick` uses."""
+    """Makes `ticker` the one that the module-level `tick` uses; the one before it is no longer watched."""
+    if _current and _current[0] is not ticker:
+        stop_watching()
     _current[:] = [ticker]
     return ticker
+
+
+def stop_watching() -> None:
+    """Ends the watchdog that `start` began: whoever goes on after a run (a notebook, a test) may stand still."""
+    if _current and _current[0].watchdog is not None:
+        _current[0].watchdog.stop()
 
 
 def current_ticker() -> Ticker:

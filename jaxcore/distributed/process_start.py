@@ -106,7 +106,8 @@ def start(
     compiler_options: Mapping[str, object] | None = None,
     report_dir: str | os.PathLike[str] | None = None,
 ) -> ProcessInfo:
-    """Joins the job and starts the watchdog.
+    """Joins the job and starts the watchdog, which ends the process when no `tick` comes: a process that goes on
+    after its loops calls `stop_watching` (the command lines do).
 
     If a device has been touched already (a notebook, a test), the process goes on alone and without a
     coordination
