@@ -112,7 +112,6 @@ __all__ = [
     "shard_local_batch",
     "start",
     "stop_watching",
-    "stop_watching",
     "tick",
     "total_by_kind",
     "tree_shardings",
