@@ -11,8 +11,8 @@ set of documents, or a contrast ("this author rather than the runner-up": subtra
 """
 
 from jaxcore.attribution.embedding_similarity import TokenAttributions, attribute_similarity
+from jaxcore.attribution.input_checks import Score
 from jaxcore.attribution.integrated_gradients import (
-    Score,
     completeness_error,
     integrated_gradients,
     quadrature_rule,
