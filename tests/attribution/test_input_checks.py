@@ -1,0 +1,62 @@
+"""The one check of inputs: what passes, and the sentence for each thing that does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcore.attribution import integrated_gradients
+from jaxcore.attribution.input_checks import broadcast_baseline, check_positive, check_score, checked_finite
+
+PAIR = {"left": np.ones((2, 3), np.float32), "right": np.ones((2, 1, 4), np.float32)}
+
+
+def test_a_pytree_has_one_batch():
+    assert check_score(lambda x: x["left"].sum(1) + x["right"].sum((1, 2)), PAIR) == 2
+
+
+@pytest.mark.parametrize(
+    ("baseline", "left"),
+    [(2.0, 2.0), (np.float32(2), 2.0), ({"left": np.arange(3.0), "right": 0.0}, np.arange(3.0))],
+)
+def test_baselines_broadcast_to_the_structure(baseline, left):
+    found = broadcast_baseline(baseline, PAIR)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, PAIR)
+    np.testing.assert_array_equal(found["left"], np.broadcast_to(left, (2, 3)))
+
+
+def total(x):
+    return x.sum(1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: check_score(total, {}), "hold no arrays"),
+        (lambda: check_score(total, [np.ones((2, 3)), "text"]), "must be arrays.*a str"),
+        (lambda: check_score(total, np.ones((2, 3), int)), "token ids.*int64"),
+        (lambda: check_score(total, np.float32(3)), "must be arrays"),
+        (
+            lambda: check_score(lambda x: x[0].sum(1), [np.ones((2, 3)), np.ones((4, 3))]),
+            r"one batch size: got \[2, 4\]",
+        ),
+        (lambda: check_score(lambda x: x, np.ones((2, 3))), r"one number per example, \[2\]: got shape \(2, 3\)"),
+        (lambda: check_score(lambda x: (x, x), np.ones((2, 3))), "got a tuple"),
+        (lambda: broadcast_baseline([0.0], PAIR), "structure of the inputs"),
+        (lambda: broadcast_baseline({"left": np.ones(2), "right": 0.0}, PAIR), r"shape \(2,\) does not broadcast"),
+        (lambda: check_positive(num_steps=3, chunk_size=0), "chunk_size must be at least 1: got 0"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_values_that_are_not_finite_are_an_error_with_their_rows():
+    score = lambda x: jnp.sqrt(x).sum(1)  # noqa: E731
+    inputs = jnp.array([[1.0, 2.0], [1.0, -2.0], [3.0, 1.0]])
+    with pytest.raises(ValueError, match=r"integrated_gradients met .* in 1 of 3 examples \(rows 1\)"):
+        integrated_gradients(score, inputs, baseline=1.0, quadrature="right", num_steps=2)
+    assert checked_finite({"a": jnp.ones(3)}, "m")["a"].shape == (3,)
+    jitted = jax.jit(lambda x: checked_finite(x, "m"))  # nothing can be raised there: the value passes
+    assert np.isnan(jitted(jnp.array([jnp.nan])))[0]
