@@ -269,6 +269,47 @@ def _stacked(
     return {path: ParameterLayout(shape, tuple(pieces))}
 
 
+# What the head of each family reads; BERT's dense layer is its pooler, the others have one of their own.
+CLASSIFIER_POOLERS: dict[str, Any] = {"bert": "cls_tanh", "roberta": "none", "distilbert": "none"}
+_CLASSIFIER_TENSORS = {
+    "bert": {"output": "classifier"},
+    "roberta": {"dense": "classifier.dense", "output": "classifier.out_proj"},
+    "distilbert": {"dense": "pre_classifier", "output": "classifier"},
+}
+
+
+def classifier_layouts(config: EncoderConfig, num_classes: int) -> dict[str, ParameterLayout]:
+    """The parameters of a sequence classifier's head by path ("output/kernel"), with where they are stored."""
+    layouts = {}
+    for path, tensor in _CLASSIFIER_TENSORS[config.architecture].items():
+        outputs = num_classes if path == "output" else config.hidden_size
+        kernel = Piece(f"{tensor}.weight", (_ALL, _ALL), _TRANSPOSED)
+        layouts[f"{path}/kernel"] = ParameterLayout((config.hidden_size, outputs), (kernel,))
+        layouts[f"{path}/bias"] = _whole(f"{tensor}.bias", (outputs,))
+    return layouts
+
+
+def classifier_dropout(settings: Mapping[str, Any], config: EncoderConfig) -> float:
+    """Dropout of the head as a `config.json` gives it; what transformers assumes where it is silent."""
+    if config.architecture == "distilbert":
+        return settings.get("seq_classif_dropout", 0.2)
+    given = settings.get("classifier_dropout")
+    return settings.get("hidden_dropout_prob", 0.1) if given is None else given
+
+
+def classifier_to_huggingface(
+    config: EncoderConfig, *, labels: Sequence[str], head_dropout: float, dtype: str
+) -> dict[str, Any]:
+    """The `config.json` of a sequence classifier with these labels."""
+    settings = config_to_huggingface(config, dtype=dtype)
+    family = _MODEL_CLASSES[config.architecture].removesuffix("Model")
+    settings["architectures"] = [f"{family}ForSequenceClassification"]
+    settings["id2label"] = {str(index): label for index, label in enumerate(labels)}
+    settings["label2id"] = {label: index for index, label in enumerate(labels)}
+    settings["seq_classif_dropout" if config.architecture == "distilbert" else "classifier_dropout"] = head_dropout
+    return settings
+
+
 # Task heads that transformers stores beside the encoder, and buffers of older versions: read past, never
 # loaded.
 _HEADS = ("cls.", "lm_head.", "classifier.", "qa_outputs.", "vocab_", "pre_classifier.")

@@ -75,7 +75,7 @@ def load_pretrained(
         ValueError: unknown architecture, missing or unexpected tensor, wrong shape, pickled weights, damaged
             files, unknown override, directory or hub id that cannot be found.
     """
-    directory = _resolve(path_or_id, revision)
+    directory = resolve_directory(path_or_id, revision)
     with TensorReader() as reader:
         config, modules = _read_config(directory, reader, config_overrides)
         tensors = _open_tensors(reader, config, modules, directory)
@@ -83,14 +83,14 @@ def load_pretrained(
         fresh = _fresh_pooler(config, tensors, key)
         stored = {path: layout for path, layout in layouts.items() if path not in fresh}
         _check_tensors(stored, tensors, config, directory)
-        place = _sharding_of(sharding, layouts)
+        place = sharding_of(sharding, layouts)
         leaves = {
-            path: _read_parameter(reader, layout, tensors, np.dtype(dtype), place(path))
+            path: read_parameter(reader, layout, tensors, np.dtype(dtype), place(path))
             for path, layout in stored.items()
         }
         for path, value in fresh.items():
             leaves[path] = jax.device_put(value.astype(dtype), place(path))
-    return Encoder(config), _nest(leaves)
+    return Encoder(config), nest_paths(leaves)
 
 
 def read_config(
@@ -105,7 +105,7 @@ def read_config(
     axis names of the boxes, a tree of shardings, and then `load_pretrained(..., sharding=tree)`. Raises as
     that does.
     """
-    directory = _resolve(path_or_id, revision)
+    directory = resolve_directory(path_or_id, revision)
     with TensorReader() as reader:
         return _read_config(directory, reader, config_overrides)[0]
 
@@ -136,25 +136,38 @@ def save_pretrained(
     """
     config = model_or_config.config if isinstance(model_or_config, Encoder) else model_or_config
     directory = pathlib.Path(path)
-    owned = (directory / "config.json", directory / sentence_layout.MODULES, directory / WEIGHTS_INDEX)
-    present = [file for file in (*owned, directory / WEIGHTS) if file.exists()]
+    check_vacant(directory, overwrite=overwrite)
+    tensors = stored_tensors(nn.meta.unbox(params), parameter_layouts(config))
+    dense = {name.removeprefix(SENTENCE_DENSE): tensors.pop(name) for name in list(tensors) if SENTENCE_DENSE in name}
+    clear_directory(directory)
+    write_tensors(directory / WEIGHTS, tensors)
+    if dense:
+        write_tensors(directory / sentence_layout.DENSE / WEIGHTS, dense)
+    for name, contents in sentence_layout.module_files(config).items():
+        write_json(directory / name, contents)
+    stored_dtype = str(next(iter(tensors.values())).dtype)
+    write_json(directory / "config.json", config_to_huggingface(config, dtype=stored_dtype))
+
+
+def _owned(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    return (directory / "config.json", directory / sentence_layout.MODULES, directory / WEIGHTS_INDEX)
+
+
+def check_vacant(directory: pathlib.Path, *, overwrite: bool) -> None:
+    """Raise ValueError if a model is in `directory` already, unless it may be replaced."""
+    present = [file for file in (*_owned(directory), directory / WEIGHTS) if file.exists()]
     if present and not overwrite:
         raise ValueError(f"{present[0]} exists: choose another directory, or pass overwrite=True")
-    tensors = _tensors_of(nn.meta.unbox(params), parameter_layouts(config))
-    dense = {name.removeprefix(SENTENCE_DENSE): tensors.pop(name) for name in list(tensors) if SENTENCE_DENSE in name}
+
+
+def clear_directory(directory: pathlib.Path) -> None:
+    """Make `directory`; remove the files without which a half-written model passes for neither the old nor the new."""
     directory.mkdir(parents=True, exist_ok=True)
-    for file in owned:  # without them a half-written directory cannot pass for either the old model or the new
+    for file in _owned(directory):
         file.unlink(missing_ok=True)
-    _write_tensors(directory / WEIGHTS, tensors)
-    if dense:
-        _write_tensors(directory / sentence_layout.DENSE / WEIGHTS, dense)
-    for name, contents in sentence_layout.module_files(config).items():
-        _write_json(directory / name, contents)
-    stored_dtype = str(next(iter(tensors.values())).dtype)
-    _write_json(directory / "config.json", config_to_huggingface(config, dtype=stored_dtype))
 
 
-def _resolve(path_or_id: str | os.PathLike[str], revision: str | None) -> pathlib.Path:
+def resolve_directory(path_or_id: str | os.PathLike[str], revision: str | None) -> pathlib.Path:
     """The local directory of a model, downloaded first if it is a hub id."""
     directory = pathlib.Path(path_or_id).expanduser()
     if directory.is_dir():
@@ -224,7 +237,7 @@ def _fresh_pooler(config: EncoderConfig, tensors: Mapping[str, StoredTensor], ke
     if key is None or all(name in tensors for name in needed):
         return {}
     variables = Pooler(config).init(key, jnp.zeros((1, 1, config.hidden_size)), None)
-    return {f"pooler/{path}": value for path, value in _flatten(nn.meta.unbox(variables["params"])).items()}
+    return {f"pooler/{path}": value for path, value in flatten_paths(nn.meta.unbox(variables["params"])).items()}
 
 
 def _check_tensors(layouts, tensors, config, directory) -> None:
@@ -258,19 +271,19 @@ def _some(names: list[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-def _sharding_of(sharding: Shardings | None, layouts: Mapping[str, Any]) -> Callable[[str], Any]:
+def sharding_of(sharding: Shardings | None, layouts: Mapping[str, Any]) -> Callable[[str], Any]:
     """A function from parameter path to sharding (None = default device), whatever form the caller gave."""
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
         return lambda path: sharding
     if callable(sharding):
         return sharding
-    by_path = _flatten(sharding)
+    by_path = flatten_paths(sharding)
     if wrong := sorted(set(layouts) ^ set(by_path)):
         raise ValueError(f"sharding must have the parameters' tree: {wrong[0]} is in only one of the two")
     return by_path.__getitem__
 
 
-def _read_parameter(reader: TensorReader, layout: ParameterLayout, tensors, dtype: np.dtype, sharding) -> jax.Array:
+def read_parameter(reader: TensorReader, layout: ParameterLayout, tensors, dtype: np.dtype, sharding) -> jax.Array:
     """Assemble one parameter, each device's part straight from the file."""
 
     def read(index: Any) -> np.ndarray:
@@ -295,9 +308,9 @@ def _read_parameter(reader: TensorReader, layout: ParameterLayout, tensors, dtyp
     return jax.make_array_from_callback(layout.shape, sharding, read)
 
 
-def _tensors_of(params: Mapping[str, Any], layouts: Mapping[str, ParameterLayout]) -> dict[str, np.ndarray]:
+def stored_tensors(params: Mapping[str, Any], layouts: Mapping[str, ParameterLayout]) -> dict[str, np.ndarray]:
     """Parameters as stored tensors. ValueError, naming the parameter, when they do not fit the layouts."""
-    leaves = _flatten(params)
+    leaves = flatten_paths(params)
     if wrong := sorted(set(layouts) ^ set(leaves)):
         where = "missing from" if wrong[0] in layouts else "unexpected in"
         raise ValueError(f"{wrong[0]} is {where} params (pass variables['params'] of the config's own model)")
@@ -314,7 +327,7 @@ def _tensors_of(params: Mapping[str, Any], layouts: Mapping[str, ParameterLayout
     return tensors
 
 
-def _write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+def write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -324,7 +337,7 @@ def _write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _write_json(file: pathlib.Path, contents: Any) -> None:
+def write_json(file: pathlib.Path, contents: Any) -> None:
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -334,14 +347,14 @@ def _write_json(file: pathlib.Path, contents: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
+def flatten_paths(tree: Any) -> dict[str, Any]:
     """Leaves by path, "layers/mlp_in/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dictionary that `_flatten` flattens."""
+def nest_paths(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dictionary that `flatten_paths` flattens."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")

@@ -191,6 +191,24 @@ def display_tokens(tokens: Sequence[str]) -> list[tuple[str, str]]:
     return shown
 
 
+def word_groups(tokens: Sequence[str]) -> list[int]:
+    """The number of the word that each token belongs to, counted from 0: subwords of one word share it.
+
+    Special tokens and marks (tokens without a letter or digit) are words of their own, also where the convention lets
+    them touch the word before: "Ġmovie" "." are two.
+    """
+    convention = subword_convention(tokens)
+    groups: list[int] = []
+    alone = True  # nothing joins what stands before: the beginning, a special token or a mark
+    for token in tokens:
+        special = bool(_SPECIAL.fullmatch(token))
+        text, begins_word = (token, True) if special else _read_token(token, convention)
+        mark = not any(character.isalnum() or character == "‹" for character in text)
+        groups.append((groups[-1] if groups else -1) + (alone or begins_word or mark or special))
+        alone = special or mark
+    return groups
+
+
 def _read_token(token: str, convention: Subwords) -> tuple[str, bool]:
     """The text of a token, and whether it begins a word."""
     if convention == "wordpiece" and token.startswith("##") and len(token) > 2:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcore.reporting import TokenHeatmap, TokenHeatmaps
-from jaxcore.reporting.heatmaps import display_tokens, heatmap_view, subword_convention
+from jaxcore.reporting.heatmaps import display_tokens, heatmap_view, subword_convention, word_groups
 
 
 def read(tokens: list[str]) -> str:
@@ -138,3 +138,17 @@ def test_strength_is_linear_in_the_value_and_odd(values):
 def test_bad_input_is_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "groups"),
+    [
+        (["[CLS]", "un", "##fair", ",", "he", "[SEP]"], [0, 1, 1, 2, 3, 4]),
+        (["<s>", "Un", "fair", ".", "Ġhe", "Ġdon", "'t", "</s>"], [0, 1, 1, 2, 3, 4, 4, 5]),
+        (["▁Un", "fair", ".", "▁he", "▁", "!"], [0, 0, 1, 2, 3, 4]),
+        (["well", "-", "made"], [0, 1, 2]),
+        ([], []),
+    ],
+)
+def test_subwords_of_a_word_share_its_number(tokens, groups):
+    assert word_groups(tokens) == groups

@@ -1,0 +1,159 @@
+"""Texts explained by several attribution methods: as heatmaps for page and terminal, as lines of data, as a report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcore.attribution.agreement import agreement_matrix, kendall_tau
+from jaxcore.attribution.method_names import TOKEN_METHODS
+from jaxcore.evaluation.text_explanation import TextExplanation
+from jaxcore.reporting.heatmaps import TokenHeatmap, TokenHeatmaps
+from jaxcore.reporting.html import Block, Headline, KeyValues, Paragraph, Report, Section
+from jaxcore.reporting.tables import Table, format_number
+from jaxcore.reporting.token_maps import AgreementMatrix
+
+SPECIAL_TOKEN = "special token"
+
+
+def explanation_heatmaps(explanation: TextExplanation, labels: Sequence[str], *, versus: int | None) -> TokenHeatmaps:
+    """A text as each method explains it; special tokens are marked. Colour scales differ between methods."""
+    heatmaps = []
+    for name, found in explanation.methods.items():
+        error = found.completeness_error
+        note = "" if error is None else f", completeness error {format_number(error)}"
+        signed = TOKEN_METHODS[name].is_signed
+        heatmaps.append(
+            TokenHeatmap(
+                explanation.tokens,
+                found.scores,
+                caption=name + note,
+                marked=explanation.special.tolist(),
+                marked_label=SPECIAL_TOKEN,
+                positive_label="speaks for" if signed else "matters",
+            )
+        )
+    return TokenHeatmaps(heatmaps, caption=explanation_title(explanation, labels, versus=versus))
+
+
+def explanation_title(explanation: TextExplanation, labels: Sequence[str], *, versus: int | None) -> str:
+    """What is explained of this text, in one line."""
+    number = f"text {explanation.number}: "
+    cut = " (cut)" if explanation.truncated else ""
+    if explanation.target is None:
+        return f"{number}similarity {format_number(explanation.score)}{cut}"
+    named = f"why {labels[explanation.target]}" + (f" rather than {labels[versus]}" if versus is not None else "")
+    if explanation.probability is not None:
+        named += f" (probability {format_number(explanation.probability)})"
+    if explanation.predicted != explanation.target and explanation.predicted is not None:
+        named += f", predicted {labels[explanation.predicted]}"
+    return number + named + cut
+
+
+def explanation_lines(
+    explanation: TextExplanation, labels: Sequence[str], *, versus: int | None, level: str
+) -> list[dict[str, Any]]:
+    """One record per method, of what JSON holds."""
+
+    def label(index: int | None) -> str | None:
+        return None if index is None else labels[index]
+
+    shared = {
+        "index": explanation.number,
+        "text": explanation.text,
+        "level": level,
+        "predicted": label(explanation.predicted),
+        "target": label(explanation.target),
+        "versus": label(versus),
+        "probability": explanation.probability,
+        "score": explanation.score,
+        "baseline_score": explanation.baseline_score,
+        "truncated": explanation.truncated,
+        "tokens": list(explanation.tokens),
+        "offsets": explanation.offsets.tolist(),
+        "special": explanation.special.tolist(),
+    }
+    return [
+        {
+            "method": name,
+            **shared,
+            "scores": [float(str(np.float32(value))) for value in found.scores],
+            "completeness_error": found.completeness_error,
+        }
+        for name, found in explanation.methods.items()
+    ]
+
+
+def explanation_agreement(explanations: Sequence[TextExplanation]) -> AgreementMatrix | None:
+    """How alike methods rank the tokens by magnitude (mean Kendall tau-b over texts, special tokens left out).
+
+    None for a single method, or texts of fewer than two tokens.
+    """
+    names = list(explanations[0].methods)
+    longest = max(len(explanation.tokens) for explanation in explanations)
+    mask = np.zeros((len(explanations), longest), bool)
+    scores = {name: np.zeros(mask.shape, np.float32) for name in names}
+    for row, explanation in enumerate(explanations):
+        mask[row, : len(explanation.tokens)] = ~explanation.special
+        for name, found in explanation.methods.items():
+            scores[name][row, : len(found.scores)] = np.abs(found.scores)
+    if len(names) < 2 or mask.sum(axis=1).max() < 2:
+        return None
+    found = agreement_matrix(scores, mask, measure=kendall_tau)
+    texts = f"{len(explanations)} texts" if len(explanations) > 1 else "1 text"
+    return AgreementMatrix(
+        names,
+        np.asarray(found.mean),
+        np.asarray(found.std) if len(explanations) > 1 else None,
+        measure="Kendall tau-b",
+        caption=f"Agreement of the ranking of tokens by magnitude over {texts}, special tokens left out",
+    )
+
+
+def explanations_report(
+    explanations: Sequence[TextExplanation],
+    labels: Sequence[str],
+    *,
+    versus: int | None,
+    facts: Mapping[str, str],
+    options: Mapping[str, Any],
+    max_texts: int = 100,
+) -> Report:
+    """The page: the first texts as all methods explain them, the methods' agreement, what they are."""
+    methods = list(explanations[0].methods)
+    shown = explanations[:max_texts]
+    blocks: list[Block] = [explanation_heatmaps(item, labels, versus=versus) for item in shown]
+    left_out = len(explanations) - len(shown)
+    note = "Each method has its own colour scale: compare where the colour is, not how strong. "
+    note += "Special tokens are underlined."
+    sections = [Section("Texts", blocks, note + (f" {left_out:,} more texts are not shown." if left_out else ""))]
+    headline = [Headline("texts", f"{len(explanations):,}"), Headline("methods", str(len(methods)))]
+    agreement = explanation_agreement(explanations)
+    if agreement is not None:
+        pairs = np.asarray(agreement.mean)[~np.eye(len(methods), dtype=bool)]
+        defined = pairs[np.isfinite(pairs)]
+        if defined.size:
+            headline.append(Headline("mean agreement", format_number(float(defined.mean())), "Kendall tau-b of pairs"))
+        sections.append(Section("Agreement of the methods", [agreement.table()]))
+    sections.append(Section("Methods", [_methods_table(explanations), _reading(explanations)]))
+    sections.append(Section("Settings", [KeyValues(options)]))
+    title = "Attributions of a text" if len(explanations) == 1 else f"Attributions of {len(explanations):,} texts"
+    return Report(title, facts=facts, headline=headline, sections=sections)
+
+
+def _methods_table(explanations: Sequence[TextExplanation]) -> Table:
+    rows = []
+    for name in explanations[0].methods:
+        errors = [explanation.methods[name].completeness_error for explanation in explanations]
+        defined = [abs(error) for error in errors if error is not None]
+        rows.append((name, TOKEN_METHODS[name].description, float(np.mean(defined)) if defined else None))
+    return Table(("method", "what it measures", "mean completeness error"), rows)
+
+
+def _reading(explanations: Sequence[TextExplanation]) -> Paragraph:
+    changes = [abs(explanation.score - explanation.baseline_score) for explanation in explanations]
+    return Paragraph(
+        "Completeness error: how far the sum over a text's tokens is from the score's change from the baseline "
+        f"(from the score itself for layer-wise relevance propagation); the change is {format_number(np.mean(changes))} "
+        "in the mean. The baseline of a token is the embedding of the padding token."
+    )
