@@ -7,6 +7,9 @@ shard_map, custom derivatives) is entered: rebuilt with jax's public function of
 `evaluate`, so that loops stay loops, remat stays remat, and any outer transformation applies as usual. An
 equation that contains none is bound as it is and keeps its custom rules. Any other primitive that holds a
 handled equation is an error, never silently skipped.
+
+Values need not be arrays: rules with a `lift` may wrap some of them in a pytree (a value beside a reference,
+say). Equations without a wrapped operand are then bound as they are, all others are handled or entered.
 """
 
 import contextlib
@@ -42,11 +45,16 @@ class Rules:
         its body; gradient code inside `f` that recomputes an activation (remat) is interpreted too. If not,
         the rule stays in force for the function's results, its body is interpreted beside it for the records
         alone, and recomputation is not visited.
+    lift: for rules whose values may be pytrees instead of arrays: (array or pytree) -> pytree, in the form in
+        which it crosses into and out of loops, branches and remat, where all carries and results must keep
+        one structure. `label` must then name every equation that `enters` does not; a jit is evaluated in
+        place.
     """
 
     label: Callable[[core.JaxprEqn], str | None]
     apply: Callable[[core.JaxprEqn, Sequence[Any], Loops], Outcome]
     rewrites: bool
+    lift: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +143,16 @@ def evaluate(jaxpr: Any, args: Sequence[Any], rules: Rules, *, loops: Loops = ()
     return [read(v) for v in jaxpr.outvars], records
 
 
+def enters(eqn: core.JaxprEqn) -> bool:
+    """Whether `evaluate` looks inside the equation's primitive for equations to handle."""
+    return eqn.primitive.name in _ENTER
+
+
+def result_type(eqn: core.JaxprEqn) -> Any:
+    """Shape and dtype of the equation's first result."""
+    return eqn.outvars[0].aval
+
+
 def activation_name(eqn: core.JaxprEqn) -> str | None:
     """The name that the equation gives its value by `jax.ad_checkpoint.checkpoint_name`, if it is such."""
     return eqn.params["name"] if eqn.primitive is primitives.name_p else None
@@ -169,8 +187,13 @@ def typed_like(value: Any, like: Any) -> Any:
 
 
 def _interpret(eqn: core.JaxprEqn, operands: Sequence[Any], rules: Rules, loops: Loops) -> Outcome:
+    if rules.lift is not None and jax.tree_util.all_leaves(operands):
+        return bind(eqn, operands), {}
     if rules.label(eqn) is not None:
         return rules.apply(eqn, operands, loops)
+    if rules.lift is not None:
+        into = _enter_in_place if eqn.primitive is primitives.jit_p else _ENTER[eqn.primitive.name]
+        return into(eqn, operands, rules, loops)
     handled = [label for inner in _inner_jaxprs(eqn, rules) for label, _ in sites(inner, rules)]
     if not handled:
         return bind(eqn, operands), {}
@@ -224,6 +247,24 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> Any:
     return typed_like(jnp.zeros(shape.shape, shape.dtype), shape)
 
 
+def _is_array(value: Any) -> bool:
+    return jax.tree_util.all_leaves([value])
+
+
+def _crossing(values: Sequence[Any], rules: Rules, lifted: Sequence[bool] | None = None) -> list[Any]:
+    """The values as they cross a boundary: pytrees in their lifted form; arrays lifted where `lifted` says so."""
+    if rules.lift is None:
+        return list(values)
+    lifted = lifted if lifted is not None else [False] * len(values)
+    return [
+        rules.lift(value) if lift or not _is_array(value) else value for value, lift in zip(values, lifted, strict=True)
+    ]
+
+
+def _enter_in_place(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -> Outcome:
+    return evaluate(eqn.params["jaxpr"], operands, rules, loops=loops)
+
+
 def _enter_jit(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -> Outcome:
     params = eqn.params
 
@@ -249,9 +290,11 @@ def _enter_call(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -
 
 def _enter_remat(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -> Outcome:
     params = eqn.params
+    operands = _crossing(operands, rules)
 
     def run(*args: Any) -> Outcome:
-        return evaluate(params["jaxpr"], args, rules, loops=loops)
+        results, records = evaluate(params["jaxpr"], args, rules, loops=loops)
+        return _crossing(results, rules), records
 
     rematerialised = jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])
     if not params["differentiated"]:
@@ -276,13 +319,16 @@ def _enter_scan(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -
         num_consts, num_carry = params["num_consts"], params["num_carry"]
     else:  # 0.12 keeps the three groups of operands as one tree
         num_consts, num_carry, _ = (len(group) for group in params["ft_in"].unpack())
-    consts, carry, xs = _split(operands, num_consts, num_carry)
+    consts, carry, xs = _split(_crossing(operands, rules), num_consts, num_carry)
 
     def body(carry: list[Any], slices: tuple[Any, list[Any]]) -> tuple[list[Any], Outcome]:
         index, xs = slices
         results, records = evaluate(params["jaxpr"], [*consts, *carry, *xs], rules, loops=(*loops, index))
-        carry, ys = _split(results, num_carry)
-        return carry, (ys, records)
+        new_carry, ys = _split(results, num_carry)
+        return _crossing(new_carry, rules, [not _is_array(c) for c in carry]), (_crossing(ys, rules), records)
+
+    if rules.lift is not None:
+        carry = _lifted_carry(lambda carry, xs: body(carry, (jnp.int32(0), xs))[0], carry, xs, rules)
 
     carry, (ys, records) = jax.lax.scan(
         body,
@@ -295,8 +341,27 @@ def _enter_scan(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -
     return [*carry, *ys], records
 
 
+def _lifted_carry(body: Callable[..., list[Any]], carry: list[Any], xs: list[Any], rules: Rules) -> list[Any]:
+    """The start of a scan's carry, lifted wherever an iteration turns an array into a pytree."""
+
+    def first(carry: list[Any], xs: list[Any]) -> list[Any]:
+        return body(carry, jax.tree.map(lambda x: jax.lax.index_in_dim(x, 0, keepdims=False), xs))
+
+    while True:
+        after = jax.eval_shape(first, carry, xs)
+        grown = [_is_array(before) and not _is_array(now) for before, now in zip(carry, after, strict=True)]
+        if not any(grown):
+            return carry
+        carry = _crossing(carry, rules, grown)
+
+
 def _enter_while(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -> Outcome:
     params = eqn.params
+    if rules.lift is not None:
+        raise ValueError(
+            "a while loop depends on the attributed inputs, and nothing can be propagated back through a loop of "
+            "unknown length: write it as a scan, or as a fori_loop with fixed bounds"
+        )
     cond_consts, body_consts, start = _split(operands, params["cond_nconsts"], params["body_nconsts"])
 
     def test(index: Any, carry: list[Any]) -> tuple[Any, Records]:
@@ -328,12 +393,25 @@ def _enter_while(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) 
 
 
 def _enter_cond(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -> Outcome:
-    index, *args = operands
+    index, *args = _crossing(operands, rules)
+    if not _is_array(index):
+        raise ValueError(
+            "the branch that a cond or switch takes depends on the attributed inputs, so that there is no one "
+            "function to propagate through: select between both branches' values with jnp.where instead"
+        )
 
-    def interpreted(jaxpr: Any) -> Callable[..., Outcome]:
-        return lambda *args: evaluate(jaxpr, args, rules, loops=loops)
+    def interpreted(jaxpr: Any, lifted: Sequence[bool] | None = None) -> Callable[..., Outcome]:
+        def run(*args: Any) -> Outcome:
+            results, records = evaluate(jaxpr, args, rules, loops=loops)
+            return _crossing(results, rules, lifted), records
+
+        return run
 
     branches = [interpreted(jaxpr) for jaxpr in eqn.params["branches"]]
+    if rules.lift is not None:  # a result is lifted in all branches if it is a pytree in one
+        results = [jax.eval_shape(branch, *args)[0] for branch in branches]
+        lifted = [not all(map(_is_array, alternatives)) for alternatives in zip(*results, strict=True)]
+        branches = [interpreted(jaxpr, lifted) for jaxpr in eqn.params["branches"]]
     slots, places = _align([jax.eval_shape(branch, *args)[1] for branch in branches])
 
     def filled(branch: Callable[..., Any], place: dict[tuple[str, int], int]) -> Callable[..., Any]:
@@ -390,6 +468,7 @@ def _enter_shard_map(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loo
     # passes.
     params = eqn.params
     axes = [axis for axis in params["mesh"].axis_names if axis in params["newly_manual_axes"]]
+    operands = _crossing(operands, rules)
 
     def stacked_over(value: Any) -> PartitionSpec:
         varying = varying_axes(value) if params["check_vma"] else frozenset(axes)
@@ -398,6 +477,7 @@ def _enter_shard_map(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loo
     def mapped(choose: Callable[[Any], PartitionSpec], specs: Any) -> Callable[..., Any]:
         def run(loops: Loops, *args: Any) -> Outcome:
             results, records = evaluate(params["jaxpr"], args, rules, loops=loops)
+            results = _crossing(results, rules)
             found.append(jax.tree.map(stacked_over, records))
             return results, jax.tree.map(lambda v: jnp.expand_dims(v, tuple(range(len(choose(v))))), records)
 
