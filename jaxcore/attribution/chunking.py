@@ -97,7 +97,7 @@ def fitting_chunk_size(term: Callable[[Items], Any], items: Items, *, memory_bud
 
 def _bytes_of_one(term: Callable[[Any], Any], items: Any) -> int:
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), items)
-    closed = jax.make_jaxpr(term)(one)
+    closed: Any = jax.make_jaxpr(term)(one)
     held = [_described(value) for value in closed.consts]
 
     def program(held: list[Any], *leaves: Any) -> list[Any]:

@@ -129,9 +129,10 @@ def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_baselines(baselines: Inputs, inputs: Inputs) -> int:
-    if jax.tree.structure(baselines) != jax.tree.structure(inputs):
+    structure: Any = jax.tree.structure(inputs)
+    if structure != jax.tree.structure(baselines):
         raise ValueError(
-            f"baselines must have the structure of the inputs, {jax.tree.structure(inputs)}: "
+            f"baselines must have the structure of the inputs, {structure}: "
             f"got {jax.tree.structure(baselines)}"
         )
     counts = set()

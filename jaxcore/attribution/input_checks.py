@@ -53,7 +53,7 @@ def check_inputs(inputs: Inputs) -> int:
 
 def broadcast_baseline(baseline: Baseline, inputs: Inputs) -> Inputs:
     """The baseline as a pytree of the inputs' structure, shapes and dtypes; ValueError where it does not broadcast."""
-    structure = jax.tree.structure(inputs)
+    structure: Any = jax.tree.structure(inputs)
     if isinstance(baseline, int | float | jax.Array | np.ndarray | np.generic) and jnp.ndim(baseline) == 0:
         baseline = jax.tree.unflatten(structure, [baseline] * structure.num_leaves)
     if jax.tree.structure(baseline) != structure:

@@ -89,7 +89,7 @@ def layer_value(
     leading axis is that of the scan over layers, see `jaxcore.transforms.capture`).
     """
     run = capture(f, name)
-    return lambda inputs: select(run(inputs)[1][name])
+    return lambda inputs: select(jnp.asarray(run(inputs)[1][name]))
 
 
 def _unit(vectors: Array) -> Array:
@@ -113,12 +113,12 @@ def _chosen(values: Array, target: Target, name: str = "target") -> Array:
 def _target(target: Target, values: Array, name: str = "target") -> Array:
     """The target as [batch]; ValueError if it is out of range (checked where its value is known)."""
     batch, classes = values.shape
-    target = jnp.asarray(target) if isinstance(target, jax.core.Tracer) else np.asarray(target)
-    if target.shape not in {(), (batch,)} or not jnp.issubdtype(target.dtype, jnp.integer):
+    given: Any = target if isinstance(target, jax.core.Tracer) else np.asarray(target)
+    if given.shape not in {(), (batch,)} or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(
-            f"{name} must be one class or one per example, an integer [{batch}]: got {target.dtype}{list(target.shape)}"
+            f"{name} must be one class or one per example, an integer [{batch}]: got {given.dtype}{list(given.shape)}"
         )
-    if isinstance(target, np.ndarray) and target.size and (target.min() < 0 or target.max() >= classes):
-        outside = target[(target < 0) | (target >= classes)].ravel()[0]
+    if isinstance(given, np.ndarray) and given.size and (given.min() < 0 or given.max() >= classes):
+        outside = given[(given < 0) | (given >= classes)].ravel()[0]
         raise ValueError(f"{name} {outside} is out of range: the model has {classes} classes, 0 to {classes - 1}")
-    return jnp.broadcast_to(jnp.asarray(target), (batch,))
+    return jnp.broadcast_to(jnp.asarray(given), (batch,))

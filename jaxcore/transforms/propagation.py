@@ -42,8 +42,8 @@ KINDS: dict[str, Rule] = {
     **_of_kind(
         "linear",
         "add sub neg add_any reduce_sum cumsum reduce_window_sum reshape broadcast_in_dim transpose squeeze "
-        "expand_dims slice dynamic_slice dynamic_update_slice gather scatter scatter_add scatter-add concatenate stack pad "
-        "rev split copy copy_p convert_element_type reduce_precision name sharding_constraint mesh_cast reshard "
+        "expand_dims slice dynamic_slice dynamic_update_slice gather scatter scatter_add scatter-add concatenate stack "
+        "pad rev split copy copy_p convert_element_type reduce_precision name sharding_constraint mesh_cast reshard "
         "device_put optimization_barrier psum psum_invariant pvary pcast all_gather all_gather_invariant "
         "reduce_scatter all_to_all ppermute pbroadcast stop_gradient",
     ),
