@@ -12,7 +12,8 @@ recognised across equations, since the rules of their parts would misjudge the w
 
 - An elementwise function written with several primitives (gelu, x * sigmoid(x), leaky_relu by where, softplus): every
   value that is a function of one `Node` alone, its root, element by element, is linked to that root directly.
-- softmax, log_softmax and logsumexp, with or without the shift by a maximum that carries no gradient (`softmax_recognition`).
+- softmax, log_softmax and logsumexp, with or without the shift by a maximum that carries no gradient:
+  `softmax_recognition`.
 """
 
 import dataclasses
@@ -64,9 +65,9 @@ KINDS: dict[str, Rule] = {
 
 _PUBLIC_KINDS = ("linear", "elementwise", "gradient", "constant")
 _ELEMENTWISE_LINEAR = frozenset(
-    "add sub neg add_any mul div copy convert_element_type reduce_precision name select_n".split()
+    _of_kind("linear", "add sub neg add_any mul div copy convert_element_type reduce_precision name select_n")
 )
-_PREDICATES = frozenset("eq ne lt le gt ge eq_to lt_to le_to and or not xor is_finite".split())
+_PREDICATES = frozenset(_of_kind("constant", "eq ne lt le gt ge eq_to lt_to le_to and or not xor is_finite"))
 
 
 def register_rule(primitive: str, rule: Rule) -> None:
