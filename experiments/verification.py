@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from experiments import protocol
-from jaxcore.evaluation import RunValues, Verdict, judge
+from jaxcore.evaluation import Claims, RunValues, Verdict, judge
 from jaxcore.reporting import format_interval, format_number, text_table
 from jaxcore.training import as_plain, describe_device, package_versions, write_json
 
@@ -39,10 +39,11 @@ def verify(name: str, options: VerifyOptions, config: Any) -> bool:
     module = protocol.load(name)
     seeds = [config.seed + offset for offset in range(options.seeds)]
     started = time.perf_counter()
-    runs = run_variants(module, config, seeds)
-    verdicts = [judge(claim, runs) for claim in module.CLAIMS.claims]
+    claims = module.CLAIMS.asked_of(config)
+    runs = run_variants(module, claims, config, seeds)
+    verdicts = [judge(claim, runs) for claim in claims.claims]
     seconds = time.perf_counter() - started
-    for claim in module.CLAIMS.claims:
+    for claim in claims.claims:
         print(f"{claim.name}: {claim.statement} ({claim.source})")
     print(verdict_table(verdicts))
     held = sum(verdict.passed for verdict in verdicts)
@@ -52,11 +53,13 @@ def verify(name: str, options: VerifyOptions, config: Any) -> bool:
     return held == len(verdicts)
 
 
-def run_variants(module: protocol.Experiment, config: Any, seeds: list[int]) -> dict[str, list[RunValues]]:
+def run_variants(
+    module: protocol.Experiment, claims: Claims, config: Any, seeds: list[int]
+) -> dict[str, list[RunValues]]:
     """What each variant measured, one entry per seed; each run has a directory of its own, removed afterwards."""
-    runs: dict[str, list[RunValues]] = {variant: [] for variant in module.CLAIMS.variants}
+    runs: dict[str, list[RunValues]] = {variant: [] for variant in claims.variants}
     for seed in seeds:
-        for variant, derive in module.CLAIMS.variants.items():
+        for variant, derive in claims.variants.items():
             with tempfile.TemporaryDirectory(prefix="jaxcore-verify-") as directory:
                 started = time.perf_counter()
                 results = module.run(dataclasses.replace(derive(config), seed=seed), pathlib.Path(directory) / "run")

@@ -1,6 +1,7 @@
 """The command line of the library: ``python -m jaxcore COMMAND``, installed as ``jaxcore``.
 
     embed --model PATH --input FILE --output FILE.npy    texts to vectors, sharded, resumable
+    attribute --model PATH --text "..."                  which tokens made a classifier say what it says, by any method
 
 `COMMAND --help` lists the options. Exit codes are those of `jaxcore.distributed.ExitCode`; JAXCORE_DEBUG=1 shows
 tracebacks of usage errors. Experiments have a command line of their own: ``python -m experiments``.
@@ -17,9 +18,15 @@ def _embed(arguments: list[str]) -> int:
     return embed.main(arguments)
 
 
+def _attribute(arguments: list[str]) -> int:
+    from jaxcore.commands import attribute
+
+    return attribute.main(arguments)
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    return run_command({"embed": _embed}, arguments, usage=__doc__)
+    return run_command({"embed": _embed, "attribute": _attribute}, arguments, usage=__doc__)
 
 
 def console() -> int:

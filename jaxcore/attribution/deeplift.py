@@ -132,8 +132,7 @@ def _check_baselines(baselines: Inputs, inputs: Inputs) -> int:
     structure: Any = jax.tree.structure(inputs)
     if structure != jax.tree.structure(baselines):
         raise ValueError(
-            f"baselines must have the structure of the inputs, {structure}: "
-            f"got {jax.tree.structure(baselines)}"
+            f"baselines must have the structure of the inputs, {structure}: got {jax.tree.structure(baselines)}"
         )
     counts = set()
     for leaf, example in zip(jax.tree.leaves(baselines), jax.tree.leaves(inputs), strict=True):

@@ -5,12 +5,10 @@ Texts are embedded in windows of a fixed number of records. A finished window is
 is too, to the last bit. Several processes each take a contiguous share of the windows, for their own devices.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -21,17 +19,21 @@ from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import parse_arguments
+from jaxcore.commands.text_runs import (
+    TICKS_PER_WINDOW,
+    advance_with_beats,
+    barrier,
+    beats_until_notice,
+    load_model_tokenizer,
+    open_texts,
+    progress_bar,
+)
 from jaxcore.commands.vector_file import VectorFile, check_output
-from jaxcore.data import Field, ListSource, Source, load_tokenizer, open_source, tokenizer_fingerprint
+from jaxcore.data import Source, tokenizer_fingerprint
 from jaxcore.distributed import MeshConfig, make_mesh, tree_shardings
-from jaxcore.evaluation import Interrupted
 from jaxcore.evaluation.text_embedding import EmbeddedWindow, EmbeddingOptions, Pooling, embed_windows, text_length
 from jaxcore.models import Encoder, load_pretrained, read_config
 from jaxcore.training import as_plain, params_digest
-
-_BARRIER_SECONDS = 24 * 3600  # the slowest process may be long after the first
-_TICKS_PER_WINDOW = 16  # a notice is seen soon enough, and by all processes at the same tick
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def embed(options: EmbedOptions, *, tick: Callable[[int], bool] = lambda step: F
     source = open_texts(options.input, options.field, options.max_malformed_rate)
     mesh = make_mesh(options.mesh, jax.local_devices())
     model, params = _load_model(options, mesh)
-    tokenizer = _load_tokenizer(options.tokenizer or options.model)
+    tokenizer = load_model_tokenizer(options.tokenizer or options.model)
     choices = EmbeddingOptions(
         options.pooling, options.normalize, options.max_length or None, options.batch_tokens or None
     )
@@ -115,14 +117,14 @@ def embed(options: EmbedOptions, *, tick: Callable[[int], bool] = lambda step: F
         },
         resume=options.resume,
         process=(jax.process_index(), jax.process_count()),
-        barrier=_barrier,
+        barrier=barrier,
     )
     count, started = file.num_rows_left, time.perf_counter()
     embedding = functools.partial(
         embed_windows, model, params, tokenizer, options=choices, mesh=mesh, num_texts=len(source)
     )
-    beats = _beats(tick, file.num_windows * _TICKS_PER_WINDOW, options.output)
-    with _progress_bar(count, is_first) as show:
+    beats = beats_until_notice(tick, file.num_windows * TICKS_PER_WINDOW, options.output)
+    with progress_bar("embed", count, is_first) as show:
         _write_windows(file, source, embedding, dim=model.config.hidden_size, show=show, beats=beats)
     truncated = file.finish()
     if is_first:
@@ -145,7 +147,9 @@ def _write_windows(
     """Embed this process's windows and write each as it comes."""
     rows_of = [file.rows(window) for window in file.windows]
     texts = ([source[row]["text"] for row in rows] for rows in rows_of)
-    results = start(windows=texts, widths=file.widths, advance=_advance([len(rows) for rows in rows_of], beats, show))
+    results = start(
+        windows=texts, widths=file.widths, advance=advance_with_beats([len(rows) for rows in rows_of], beats, show)
+    )
     # The first window is waited for before anything is written: what cannot work fails there.
     results = itertools.chain(list(itertools.islice(results, 1)), results)
     file.open(dim)
@@ -154,25 +158,6 @@ def _write_windows(
         next(beats)
     for _ in beats:  # on a process with fewer windows than others
         pass
-
-
-def open_texts(path: str, field: str, max_malformed_rate: float) -> Source:
-    """Records with the one field ``text``, from a file of records or of lines; ValueError where there are none."""
-    fields = (Field("text", column=field),)
-    if path.startswith("tfds:") or (pathlib.Path(path) / "dataset_info.json").is_file():
-        return open_source(path, fields=fields)  # TFDS checked its records when it wrote them
-    if path.endswith(".txt"):
-        file = pathlib.Path(path)
-        if not file.is_file():
-            raise ValueError(f"no file at {path}; check the path")
-        # Not splitlines(): texts may hold other characters that Unicode counts as line breaks. Undecodable bytes
-        # become lone surrogates, which the source reports with their line.
-        lines = file.read_bytes().decode("utf-8-sig", errors="surrogateescape").split("\n")
-        records = [{field: line.removesuffix("\r")} for line in (lines[:-1] if not lines[-1] else lines)]
-        return ListSource(records, fields=fields, name=path, max_malformed_rate=max_malformed_rate)
-    if pathlib.Path(path).is_dir():
-        raise ValueError(f"{path} is a folder; name a file, or a dataset that TFDS prepared")
-    return open_source(path, fields=fields, max_malformed_rate=max_malformed_rate)
 
 
 def _load_model(options: EmbedOptions, mesh: Mesh) -> tuple[Encoder, Any]:
@@ -190,69 +175,3 @@ def _load_model(options: EmbedOptions, mesh: Mesh) -> tuple[Encoder, Any]:
         raise ValueError(f"{options.model} has no pooler of its own; choose --pooling mean, cls or max")
     boxed = jax.eval_shape(Encoder(config).init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
     return load_pretrained(options.model, config_overrides=overrides, sharding=tree_shardings(boxed, mesh))
-
-
-def _load_tokenizer(path_or_id: str) -> Any:
-    # Without any of its files transformers makes up an empty tokenizer, to which every word is unknown.
-    folder = pathlib.Path(path_or_id).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ValueError(
-            f"no tokenizer at {path_or_id}: none of {', '.join(_TOKENIZER_FILES)} is there; "
-            "copy the tokenizer's files to the model, or name their folder with --tokenizer"
-        )
-    return load_tokenizer(path_or_id)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        distributed.barrier(name, _BARRIER_SECONDS)
-
-
-def _beats(tick: Callable[[int], bool], total: int, output: pathlib.Path) -> Iterator[None]:
-    """`total` ticks, one per item. A notice at the last one comes too late to save anything."""
-    for number in range(total):
-        if tick(number) and number + 1 < total:
-            raise Interrupted(f"stopped on notice; go on with --resume ({output} is not complete)")
-        yield
-
-
-def _advance(sizes: list[int], beats: Iterator[None], show: Callable[[int], None]) -> Callable[[int], None]:
-    """What is called after every batch: shows it, and ticks so often that each window has its share of ticks.
-
-    The last tick of a window is left to whoever writes it: stopping just before would lose it.
-    """
-    remaining = iter(sizes)
-    size = done = 0
-
-    def advance(count: int) -> None:
-        nonlocal size, done
-        show(count)
-        if done == size:
-            size, done = next(remaining), 0
-        due = (_TICKS_PER_WINDOW - 1) * done // size
-        done += count
-        for _ in range((_TICKS_PER_WINDOW - 1) * done // size - due):
-            next(beats)
-
-    return advance
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, is_first: bool) -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(count)``; shows texts done, texts per second and time left to people at a terminal."""
-    if not is_first or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
-
-    class Rate(ProgressColumn):
-        """Texts per second; empty before the first batch."""
-
-        def render(self, task: Any) -> str:
-            return f"{task.speed:,.0f} texts/s" if task.speed else ""
-
-    columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("embed", total=total)
-        yield lambda count: bar.advance(task, count)

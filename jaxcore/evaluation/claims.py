@@ -43,6 +43,7 @@ class Claim:
         paired_samples: pair the samples of each run (draws, say) instead of one number per seed.
         worst: no single difference may be below this; None asks for the mean only.
         worst_share: smallest share of the differences that must keep to `worst`.
+        applies: says of the base configuration whether the claim is asked (data may have to be given); None: always.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Claim:
     paired_samples: bool = False
     worst: float | None = None
     worst_share: float = 1.0
+    applies: Callable[[Any], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,17 @@ class Claims:
                         f"claim {claim.name!r} speaks of the variant {side.variant!r}: expected one of "
                         f"{sorted(self.variants)}"
                     )
+
+    def asked_of(self, config: Any) -> "Claims":
+        """The claims that apply to a base configuration, without the variants that only the others speak of."""
+        claims = tuple(claim for claim in self.claims if claim.applies is None or claim.applies(config))
+        unneeded = _spoken_of(self.claims) - _spoken_of(claims)
+        variants = {name: derive for name, derive in self.variants.items() if name not in unneeded}
+        return Claims(self.preset, variants, claims)
+
+
+def _spoken_of(claims: Sequence[Claim]) -> set[str]:
+    return {side.variant for claim in claims for side in (claim.value, claim.against) if side is not None}
 
 
 @dataclasses.dataclass(frozen=True)

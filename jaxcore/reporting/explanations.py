@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcore.attribution.agreement import agreement_matrix, kendall_tau
@@ -31,6 +32,7 @@ def explanation_heatmaps(explanation: TextExplanation, labels: Sequence[str], *,
                 marked=explanation.special.tolist(),
                 marked_label=SPECIAL_TOKEN,
                 positive_label="speaks for" if signed else "matters",
+                negative_label="speaks against" if signed else "(never negative)",
             )
         )
     return TokenHeatmaps(heatmaps, caption=explanation_title(explanation, labels, versus=versus))
@@ -95,11 +97,12 @@ def explanation_agreement(explanations: Sequence[TextExplanation]) -> AgreementM
     scores = {name: np.zeros(mask.shape, np.float32) for name in names}
     for row, explanation in enumerate(explanations):
         mask[row, : len(explanation.tokens)] = ~explanation.special
-        for name, found in explanation.methods.items():
-            scores[name][row, : len(found.scores)] = np.abs(found.scores)
+        for name, scored in explanation.methods.items():
+            scores[name][row, : len(scored.scores)] = np.abs(scored.scores)
     if len(names) < 2 or mask.sum(axis=1).max() < 2:
         return None
-    found = agreement_matrix(scores, mask, measure=kendall_tau)
+    on_device = {name: jnp.asarray(values) for name, values in scores.items()}
+    found = agreement_matrix(on_device, jnp.asarray(mask), measure=kendall_tau)
     texts = f"{len(explanations)} texts" if len(explanations) > 1 else "1 text"
     return AgreementMatrix(
         names,
@@ -151,9 +154,11 @@ def _methods_table(explanations: Sequence[TextExplanation]) -> Table:
 
 
 def _reading(explanations: Sequence[TextExplanation]) -> Paragraph:
-    changes = [abs(explanation.score - explanation.baseline_score) for explanation in explanations]
+    known = [(item.score, item.baseline_score) for item in explanations]
+    changes = [abs(score - baseline) for score, baseline in known if baseline is not None]
+    change = format_number(float(np.mean(changes)) if changes else None)
     return Paragraph(
         "Completeness error: how far the sum over a text's tokens is from the score's change from the baseline "
-        f"(from the score itself for layer-wise relevance propagation); the change is {format_number(np.mean(changes))} "
-        "in the mean. The baseline of a token is the embedding of the padding token."
+        f"(from the score itself for layer-wise relevance propagation). The mean change is {change}. "
+        "The baseline of a token is the embedding of the padding token."
     )

@@ -113,3 +113,16 @@ def test_a_claim_may_ask_for_every_seed_or_most(worst, share, passes):
     verdict = judge(claim, runs)
     assert verdict.passed is passes
     assert ("seed" in verdict.test) == (worst is not None)
+
+
+def test_claims_that_do_not_apply_are_left_out_with_the_variants_only_they_speak_of():
+    always = claim()
+    sometimes = claim(
+        name="elsewhere", value=Measured("files", "accuracy"), applies=lambda config: config["path"] != ""
+    )
+    variants = {name: dict for name in ("method", "baseline", "files", "unspoken_of")}
+    claims = Claims("cpu", variants, (always, sometimes))
+    asked = claims.asked_of({"path": ""})
+    assert asked.claims == (always,) and set(asked.variants) == {"method", "baseline", "unspoken_of"}
+    everything = claims.asked_of({"path": "somewhere"})
+    assert everything.claims == (always, sometimes) and set(everything.variants) == set(variants)

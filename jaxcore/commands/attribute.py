@@ -1,0 +1,259 @@
+"""``jaxcore attribute``: which tokens of a text made the model say what it says, by any number of methods.
+
+A text given on the command line, or the texts of a file; a classifier's score, or the similarity of an encoder's
+embeddings to another text. The answer goes to the terminal, to a report (one HTML file), or to lines of JSON, which are
+written window by window: a run that was killed goes on with ``--resume`` and gives the same file, to the last byte.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxcore import distributed
+from jaxcore.attribution.method_names import method_table
+from jaxcore.commands.arguments import parse_arguments
+from jaxcore.commands.attribute_options import AttributeOptions, attribution_options, check_options
+from jaxcore.commands.line_file import LineFile, check_new_file
+from jaxcore.commands.text_runs import (
+    TICKS_PER_WINDOW,
+    advance_with_beats,
+    barrier,
+    beats_until_notice,
+    load_model_tokenizer,
+    open_texts,
+    progress_bar,
+)
+from jaxcore.data import Field, ListSource, Source, tokenizer_fingerprint
+from jaxcore.distributed import make_mesh, tree_shardings
+from jaxcore.evaluation.text_attribution import TextModel, explain_windows, text_limit
+from jaxcore.evaluation.text_embedding import Pooling, embed_texts
+from jaxcore.evaluation.text_explanation import AttributionOptions, ExplainedWindow, TextExplanation, by_word
+from jaxcore.models import load_pretrained
+from jaxcore.models.classifier import load_classifier
+from jaxcore.reporting import text_table, write_report
+from jaxcore.reporting.explanations import (
+    explanation_agreement,
+    explanation_heatmaps,
+    explanation_lines,
+    explanations_report,
+)
+from jaxcore.reporting.token_maps import printable, terminal_heatmaps
+from jaxcore.training import as_plain, params_digest
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse and run; returns the exit code."""
+    options = parse_arguments(
+        AttributeOptions,
+        arguments,
+        prog="jaxcore attribute",
+        description="Which tokens of a text made the model say what it says.",
+    )
+    if options.methods:
+        print(text_table(("method", "what it measures"), method_table()))
+        return 0
+    check_options(options)
+    process = distributed.start(config_hash=distributed.hash_config(as_plain(options)))
+    attribute(options, tick=distributed.tick, is_first=process.is_first)
+    return 0
+
+
+def attribute(
+    options: AttributeOptions,
+    *,
+    tick: Callable[[int], bool] = lambda step: False,
+    is_first: bool = True,
+    devices: Sequence[jax.Device] | None = None,
+) -> None:
+    """Explain the texts and put the explanations where ``options.output`` says; see `AttributeOptions`.
+
+    Args:
+        tick: called equally often on every process; True asks to stop.
+        is_first: whether this process shows progress and prints the summary.
+        devices: those to work on; this process's own by default.
+
+    Raises:
+        ValueError: input, model, labels or output that cannot be used.
+        Interrupted: `tick` asked to stop.
+    """
+    check_options(options)
+    if options.kind != "terminal":
+        check_new_file(options.output)
+    if options.kind != ".jsonl" and jax.process_count() > 1:
+        raise ValueError("a report or the terminal takes one process: write .jsonl, or start one process")
+    source = _open(options)
+    mesh = make_mesh(options.mesh, jax.local_devices() if devices is None else devices)
+    explained = _load(options, mesh)
+    choices = attribution_options(options, explained.labels)
+    run = functools.partial(explain_windows, explained, options=choices, mesh=mesh, num_texts=len(source))
+    file = _line_file(options, source, explained, mesh) if options.kind == ".jsonl" else None
+    starts = range(0, len(source), options.window)
+    rows_of = [range(start, min(start + options.window, len(source))) for start in starts]
+    if file is not None:
+        rows_of = [file.rows(window) for window in file.windows]
+    num_windows = len(rows_of) if file is None else file.num_windows
+    beats = beats_until_notice(tick, num_windows * TICKS_PER_WINDOW, options.output, resumes=file is not None)
+    factor = len(choices.methods)
+    with progress_bar("attribute", factor * sum(map(len, rows_of)), is_first, unit="texts x methods") as show:
+        advance = advance_with_beats([len(rows) * factor for rows in rows_of], beats, show)
+        texts = ((rows.start, [source[row]["text"] for row in rows]) for rows in rows_of)
+        results = run(windows=texts, widths=None if file is None else file.widths, advance=advance)
+        windows = _each_window(results, beats, level=options.level)
+        if file is not None:
+            _write_lines(file, windows, options, explained.labels, choices.versus)
+        elif options.kind == ".html":
+            _write_report(options, [item for found, _ in windows for item in found], explained, choices)
+        else:
+            _print_terminal((found for found, _ in windows), explained.labels, choices.versus)
+    if is_first and file is not None:
+        print(f"{options.output}: {len(source) * factor:,} lines, {len(source):,} texts x {factor} methods")
+
+
+def _each_window(
+    results: Iterator[ExplainedWindow], beats: Iterator[None], *, level: str
+) -> Iterator[tuple[list[TextExplanation], tuple[int, ...]]]:
+    """Each window as it comes, at the level of tokens or words, with its widths; the last tick of a window follows."""
+    for result in results:
+        yield [by_word(item) if level == "word" else item for item in result.explanations], result.widths
+        next(beats)
+    for _ in beats:  # on a process with fewer windows than others
+        pass
+
+
+def _write_lines(
+    file: LineFile, windows: Iterator[Any], options: AttributeOptions, labels: Sequence[str], versus: int | None
+) -> None:
+    is_open = False
+    for found, widths in windows:
+        if not is_open:  # what cannot work fails before anything is written
+            file.open()
+            is_open = True
+        lines = [line for item in found for line in explanation_lines(item, labels, versus=versus, level=options.level)]
+        file.write(lines, widths)
+    if not is_open:
+        file.open()
+    file.finish()
+
+
+def _write_report(
+    options: AttributeOptions,
+    explanations: Sequence[TextExplanation],
+    explained: TextModel,
+    choices: AttributionOptions,
+) -> None:
+    asked = f"similarity to {options.similar_to!r:.120}" if options.similar_to else options.score
+    if options.versus:
+        asked = f"logit of {options.target} less logit of {options.versus}"
+    facts = {"model": options.model, "score": asked, "level": options.level, "seed": str(options.seed)}
+    settings = {name: value for name, value in as_plain(options).items() if name not in ("text", "methods", "resume")}
+    report = explanations_report(
+        explanations,
+        explained.labels,
+        versus=choices.versus,
+        facts=facts,
+        options=settings,
+        max_texts=options.report_texts,
+    )
+    write_report(options.output, report)
+    print(f"{options.output}: {len(explanations):,} texts x {len(choices.methods)} methods")
+
+
+def _print_terminal(windows: Iterator[Sequence[TextExplanation]], labels: Sequence[str], versus: int | None) -> None:
+    from rich.console import Console
+
+    console, explanations = Console(highlight=False), []
+    for found in windows:
+        for item in found:
+            explanations.append(item)
+            console.print(terminal_heatmaps(explanation_heatmaps(item, labels, versus=versus)))
+            for name, scored in item.methods.items():
+                console.print(
+                    f"strongest by {name}: {_strongest(item, scored.scores)}", markup=False, style="dim", soft_wrap=True
+                )
+            console.print()
+    agreement = explanation_agreement(explanations)
+    if agreement is not None:
+        table = agreement.table()
+        console.print(f"{table.caption}:", markup=False, soft_wrap=True)
+        print(text_table(table.columns, table.rows))
+
+
+def _strongest(item: TextExplanation, scores: np.ndarray, most: int = 5) -> str:
+    """The tokens of largest magnitude that are the text's own, with their scores."""
+    own = [index for index in np.argsort(-np.abs(scores), kind="stable").tolist() if not item.special[index]]
+    return ", ".join(f"{printable(item.tokens[index])} {scores[index]:+.3g}" for index in own[:most])
+
+
+def _open(options: AttributeOptions) -> Source:
+    if options.text:
+        records = [{"text": text} for text in options.text]
+        return ListSource(records, fields=(Field("text"),), name="--text", max_malformed_rate=0.0)
+    return open_texts(options.input, options.field, options.max_malformed_rate)
+
+
+def _load(options: AttributeOptions, mesh: Mesh) -> TextModel:
+    """The model on the mesh, with explicit attention: attention methods read its weights."""
+    overrides = {"dtype": options.dtype, "attention_implementation": "explicit"}
+    labels: tuple[str, ...] = ()
+    if options.similar_to:
+        model, params = load_pretrained(options.model, config_overrides=overrides)
+    else:
+        model, params, labels = _load_classifier(options, overrides)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    params = jax.device_put(params, tree_shardings(boxed, mesh))
+    tokenizer = load_model_tokenizer(options.tokenizer or options.model)
+    explained = TextModel(model, params, tokenizer, labels)
+    if not options.similar_to:
+        return explained
+    tokens = len(tokenizer(options.similar_to, verbose=False)["input_ids"])
+    if tokens > text_limit(explained) and not options.truncate:
+        raise ValueError(
+            f"--similar-to has {tokens} tokens, but the model reads {text_limit(explained)}: shorten it, or give "
+            "--truncate"
+        )
+    pooling: Pooling = "mean" if model.config.pooler == "none" else "model"
+    reference = embed_texts(model, params, tokenizer, [options.similar_to], pooling=pooling, mesh=mesh)[0]
+    return dataclasses.replace(explained, reference=reference)
+
+
+def _load_classifier(options: AttributeOptions, overrides: dict[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
+    try:
+        return load_classifier(options.model, config_overrides=overrides)
+    except ValueError as error:
+        if "no classification head" in str(error) or "ForSequenceClassification" in str(error):
+            raise ValueError(
+                f"{options.model} is no sequence classifier ({str(error).split(';')[0]}); to explain a similarity "
+                "of its embeddings give --similar-to TEXT"
+            ) from error
+        raise
+
+
+def _line_file(options: AttributeOptions, source: Source, explained: TextModel, mesh: Mesh) -> LineFile:
+    names = (
+        "target", "versus", "similar_to", "score", "level", "field", "truncate", "num_steps", "num_samples", "seed",
+        "dtype", "batch_tokens", "memory_megabytes",
+    )  # fmt: skip
+    settings = {  # what decides the lines, to the last byte
+        **{name: str(getattr(options, name)) for name in names},
+        "methods": ",".join(options.method_names()),
+        "input": source.fingerprint(),
+        "model": params_digest(explained.params),
+        "labels": ", ".join(explained.labels),
+        "tokenizer": tokenizer_fingerprint(explained.tokenizer),
+        "devices": str(mesh.devices.size),
+    }
+    return LineFile(
+        options.output,
+        num_rows=len(source),
+        window=options.window,
+        settings=settings,
+        resume=options.resume,
+        process=(jax.process_index(), jax.process_count()),
+        barrier=barrier,
+    )

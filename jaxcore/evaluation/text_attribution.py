@@ -1,0 +1,383 @@
+"""Texts in, one score per token out, by any number of attribution methods: grouped by length, spread over a mesh.
+
+What is explained is a `TextModel`: the score of a classifier's class (or of one class rather than another), or the
+similarity of an encoder's embedding to a vector. What is varied are the word embeddings (`token_embeddings`); the
+baseline of a token is the embedding of the padding token.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxcore.attribution.input_checks import Score
+from jaxcore.attribution.method_names import TOKEN_METHODS, TokenTask, expected_total, token_task
+from jaxcore.attribution.scores import contrast, similarity
+from jaxcore.data.length_buckets import LengthBatch, batches_by_length, choose_widths
+from jaxcore.data.tokenization import pad_rows
+from jaxcore.distributed import BATCH_AXES, batch_sharding, current_ticker, jit_on_mesh, replicated
+from jaxcore.evaluation.text_explanation import (
+    CLASS_SCORES,
+    AttributionOptions,
+    ExplainedWindow,
+    MethodScores,
+    TextExplanation,
+)
+from jaxcore.models import Encoder, EncoderConfig, masked_mean
+from jaxcore.models.classifier import EncoderClassifier
+from jaxcore.transforms import intervene
+
+if TYPE_CHECKING:  # it takes more than a second to import
+    from transformers import PreTrainedTokenizerFast
+
+# A token is computed hundreds of times, so one more width pays sooner than for embedding; see `choose_widths`.
+_COMPILE_TOKENS = {"cpu": 512, "accelerator": 2**15}
+_BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
+_WIDTH_MULTIPLE = {"cpu": 1, "accelerator": 8}
+_BATCHES_AHEAD = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextModel:
+    """A model whose scores of texts are explained.
+
+    Attributes:
+        model: a classifier, or an encoder, whose attention weights are explicit (attention methods read them).
+        params: its parameters.
+        tokenizer: its fast tokenizer.
+        labels: of the classes; () for an encoder.
+        reference: for an encoder, the vector that embeddings are compared with.
+    """
+
+    model: EncoderClassifier | Encoder
+    params: Any
+    tokenizer: "PreTrainedTokenizerFast"
+    labels: tuple[str, ...] = ()
+    reference: Float[np.ndarray, " dim"] | None = None
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        return self.model.config.encoder if isinstance(self.model, EncoderClassifier) else self.model.config
+
+
+def explain_windows(
+    explained: TextModel,
+    windows: Iterable[tuple[int, Sequence[str]]],
+    *,
+    options: AttributionOptions,
+    mesh: Mesh,
+    widths: Sequence[int] | None = None,
+    num_texts: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[ExplainedWindow]:
+    """Explain one window of texts after the other, as a stream.
+
+    A window's scores depend on its texts, the number of its first text, and `widths` alone, to the last bit on the
+    same devices. Random methods draw anew for every batch; what one draws does not depend on the others asked for.
+
+    Args:
+        windows: (number of the first text, texts), at least one text in each.
+        options: see `AttributionOptions`.
+        mesh: of this process's devices.
+        widths: padded widths; None = chosen from the first window.
+        num_texts: texts in all, where known: more of them are worth more widths.
+        advance: told after every batch and method how many texts are done with it.
+
+    Raises:
+        ValueError: a text that is empty or too long, a class out of range, a tokenizer that gives ids the model does
+            not have, attributions that are not finite (names text and method).
+    """
+    kind = "cpu" if mesh.devices.flat[0].platform == "cpu" else "accelerator"
+    programs = _Programs(explained, options, mesh)
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    ahead: collections.deque[_Dispatched] = collections.deque()
+    for first, texts in windows:
+        window = _tokenized(explained, texts, first, truncate=options.truncate)
+        lengths = np.fromiter((len(row) for row in window.ids), np.int32)
+        if widths is None:
+            widths = choose_widths(
+                lengths,
+                longest=text_limit(explained),
+                compile_tokens=_COMPILE_TOKENS[kind],
+                repeats=max((num_texts or 0) / len(texts), 1.0),
+                multiple=_WIDTH_MULTIPLE[kind],
+            )
+        batches = batches_by_length(
+            lengths, widths, batch_tokens=options.batch_tokens or _BATCH_TOKENS[kind], shards=shards
+        )
+        results = ExplainedWindow([None] * len(texts), tuple(widths))  # type: ignore[list-item]  # filled below
+        most_rows = -(-max(num_texts or 0, len(texts)) // shards) * shards
+        for number, batch in enumerate(batches):
+            batch = dataclasses.replace(batch, num_rows=min(batch.num_rows, most_rows))
+            outputs = programs.dispatch(window, batch, number)
+            ahead.append(_Dispatched(window, batch, outputs, results, number == len(batches) - 1))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield from _collect(ahead.popleft(), explained, advance)
+    while ahead:
+        yield from _collect(ahead.popleft(), explained, advance)
+
+
+def text_limit(explained: TextModel) -> int:
+    """Tokens of the longest text that the model reads, special ones counted."""
+    return min(explained.encoder_config.max_length, int(explained.tokenizer.model_max_length))
+
+
+# ---- host side -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Window:
+    first: int
+    texts: Sequence[str]
+    ids: list[np.ndarray]
+    offsets: list[np.ndarray]
+    special: list[np.ndarray]
+    truncated: list[bool]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Dispatched:
+    """A batch that the devices are at work on, and the window its explanations go to."""
+
+    window: _Window
+    batch: LengthBatch
+    outputs: dict[str, Any]
+    results: ExplainedWindow
+    is_last: bool
+
+
+def _tokenized(explained: TextModel, texts: Sequence[str], first: int, *, truncate: bool) -> _Window:
+    longest, tokenizer = text_limit(explained), explained.tokenizer
+    encoded = tokenizer(
+        list(texts), truncation=truncate, max_length=longest if truncate else None, return_offsets_mapping=True,
+        return_special_tokens_mask=True, verbose=False,
+    )  # fmt: skip
+    ids = [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+    special = [np.asarray(row, bool) for row in encoded["special_tokens_mask"]]
+    for number, (row, added) in enumerate(zip(ids, special, strict=True), first):
+        if added.all():
+            raise ValueError(f"text {number} is empty: it has no token that could be scored; leave it out")
+        if len(row) > longest:
+            raise ValueError(
+                f"text {number} has {len(row)} tokens, but the model reads {longest}: split it, or "
+                "have it cut (--truncate)"
+            )
+        if row.max() >= explained.encoder_config.vocab_size:
+            raise ValueError(
+                f"the tokenizer gives id {row.max()}, but the model has {explained.encoder_config.vocab_size} token "
+                "vectors; take the tokenizer that belongs to the model"
+            )
+    offsets = [np.asarray(row, np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]]
+    truncated = [bool(encoding.overflowing) for encoding in encoded.encodings or []]
+    return _Window(first, texts, ids, offsets, special, truncated)
+
+
+def _collect(
+    dispatched: _Dispatched, explained: TextModel, advance: Callable[[int], None]
+) -> Iterator[ExplainedWindow]:
+    """Wait for a batch, method by method, and make its explanations; yields the window when it is complete."""
+    window, texts = dispatched.window, dispatched.batch.texts.tolist()
+    lengths = [len(window.ids[text]) for text in texts]
+    model = {name: np.asarray(value) for name, value in dispatched.outputs["model"].items()}
+    for row, text in enumerate(texts):
+        if not np.isfinite(model["score"][row]):
+            raise ValueError(
+                f"the score of text {window.first + text} is not finite: the weights hold NaN, or --dtype overflows"
+            )
+    methods: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    for name, (output, error) in dispatched.outputs["methods"].items():
+        with current_ticker().phase("evaluate"):
+            scores, finish = np.asarray(output), TOKEN_METHODS[name].finish
+            if finish is not None:
+                mask = np.arange(dispatched.batch.width) < np.asarray(lengths)[:, None]
+                scores = finish(scores[: len(texts)], mask).astype(np.float32)
+        for row, text in enumerate(texts):
+            if not np.isfinite(scores[row]).all():
+                raise ValueError(
+                    f"{name} gives values that are not finite for text {window.first + text}: the model or its "
+                    "gradient is NaN or infinite there (compute in float32 if --dtype is another)"
+                )
+        methods[name] = scores, None if error is None else np.asarray(error)
+        advance(len(texts))
+    for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        found = {
+            name: MethodScores(scores[row, :length], None if error is None else _finite(error[row]))
+            for name, (scores, error) in methods.items()
+        }
+        values = {name: array[row] for name, array in model.items()}
+        dispatched.results.explanations[text] = _explanation(explained, window, text, values, found)
+    if dispatched.is_last:
+        yield dispatched.results
+
+
+def _explanation(
+    explained: TextModel, window: _Window, text: int, values: dict[str, Any], methods: dict[str, MethodScores]
+) -> TextExplanation:
+    is_class = "target" in values
+    return TextExplanation(
+        number=window.first + text,
+        text=window.texts[text],
+        tokens=tuple(explained.tokenizer.convert_ids_to_tokens(window.ids[text].tolist())),
+        offsets=window.offsets[text],
+        special=window.special[text],
+        truncated=window.truncated[text],
+        predicted=int(values["predicted"]) if is_class else None,
+        target=int(values["target"]) if is_class else None,
+        probability=_number(values["probability"]) if is_class and len(explained.labels) > 1 else None,
+        score=_number(values["score"]),
+        baseline_score=_finite(values["baseline_score"]),
+        methods=methods,
+    )
+
+
+def _number(value: Any) -> float:
+    """A float32 as the float with the fewest digits that rounds to it."""
+    return float(str(np.float32(value)))
+
+
+def _finite(value: Any) -> float | None:
+    """The same; None where the model gives the baseline no finite score."""
+    return _number(value) if np.isfinite(value) else None
+
+
+# ---- device side -----------------------------------------------------------------------------------------
+
+
+class _Programs:
+    """The jitted programs, one per method and one for the scores; each is traced once for each shape of batch."""
+
+    def __init__(self, explained: TextModel, options: AttributionOptions, mesh: Mesh) -> None:
+        classes = len(explained.labels)
+        for name in ("target", "versus"):
+            chosen = getattr(options, name)
+            if chosen is not None and not 0 <= chosen < classes:
+                raise ValueError(f"{name} {chosen} is out of range: the model has {classes} classes")
+        self._explained, self._options, self._mesh = explained, options, mesh
+        reference = np.zeros(1, np.float32) if explained.reference is None else explained.reference
+        self._fixed = explained.params, jax.device_put(reference, replicated(mesh))
+        plan = _Plan(explained.model, options, _baseline_tokens(explained))
+        self._outputs = jit_on_mesh(functools.partial(_outputs, plan=plan), mesh)
+        self._methods = {
+            name: jit_on_mesh(functools.partial(_method_scores, plan=plan, name=name), mesh) for name in options.methods
+        }
+        self._compiled: set[tuple[int, ...]] = set()
+
+    def dispatch(self, window: _Window, batch: LengthBatch, number: int) -> dict[str, Any]:
+        """Hand a batch to the devices, all methods; returns before they are done, unless there is to be compiled."""
+        # Rows without a text repeat the last one: nothing is undefined in them.
+        texts = [*batch.texts, *[batch.texts[-1]] * (batch.num_rows - len(batch.texts))]
+        pad_id = self._explained.encoder_config.pad_token_id
+        rows = pad_rows([window.ids[text] for text in texts], length=batch.width, pad_id=pad_id)
+        ids, lengths = jax.device_put(rows, batch_sharding(self._mesh))
+        is_new = ids.shape not in self._compiled
+        self._compiled.add(ids.shape)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._options.seed), window.first), number)
+
+        def call(program: Any, *arguments: Any) -> Any:
+            if not is_new:
+                return program(*self._fixed, ids, lengths, *arguments)
+            with current_ticker().phase("compile"):
+                return program(*self._fixed, ids, lengths, *arguments)
+
+        model = call(self._outputs)
+        targets = model.get("target", lengths)  # a similarity has no classes and looks at none
+        methods = {
+            name: call(program, targets, jax.random.fold_in(key, zlib.crc32(name.encode())))
+            for name, program in self._methods.items()
+        }
+        return {"model": model, "methods": methods}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """What programs are specialised for."""
+
+    model: EncoderClassifier | Encoder
+    options: AttributionOptions
+    baseline_tokens: tuple[int, ...]
+
+
+def _baseline_tokens(explained: TextModel) -> tuple[int, ...]:
+    """Tokens without content, padding first: the baselines of methods that average over several."""
+    tokenizer, config = explained.tokenizer, explained.encoder_config
+    ids = [config.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
+    return tuple(dict.fromkeys(i for i in ids if i is not None and i < config.vocab_size))
+
+
+def _outputs(params: Any, reference: Array, ids: Array, lengths: Array, *, plan: _Plan) -> dict[str, Array]:
+    """What the model says of each text."""
+    mask = jnp.arange(ids.shape[1]) < lengths[:, None]
+    words, options = _word_vectors(plan, params), plan.options
+    embeddings = words[ids]
+    found: dict[str, Array] = {}
+    targets = lengths
+    if isinstance(plan.model, EncoderClassifier):
+        logits = _run(plan, params, ids, mask)(embeddings).logits
+        predicted = jnp.argmax(logits, axis=-1)
+        targets = predicted if options.target is None else jnp.full_like(predicted, options.target)
+        chances = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+        chance = jnp.take_along_axis(chances, targets[:, None], axis=-1)[:, 0]
+        found = {"predicted": predicted, "target": targets, "probability": chance}
+    score = _score(plan, params, reference, ids, mask, targets)
+    baseline = jnp.broadcast_to(words[plan.baseline_tokens[0]], embeddings.shape)
+    return {**found, "score": score(embeddings), "baseline_score": score(baseline)}
+
+
+def _method_scores(
+    params: Any, reference: Array, ids: Array, lengths: Array, targets: Array, key: Array, *, plan: _Plan, name: str
+) -> tuple[Array, Array | None]:
+    """A method's scores (or what its host half makes them of), and their completeness error."""
+    mask = jnp.arange(ids.shape[1]) < lengths[:, None]
+    words, options, method = _word_vectors(plan, params), plan.options, TOKEN_METHODS[name]
+    task: TokenTask = token_task(
+        _score(plan, params, reference, ids, mask, targets),
+        words[ids],
+        mask,
+        key,
+        baseline=words[plan.baseline_tokens[0]],
+        baselines=words[jnp.asarray(plan.baseline_tokens)][:, None],
+        num_steps=options.num_steps,
+        num_samples=options.num_samples,
+        memory_budget=options.memory_budget,
+    )
+    scores, total = method.compute(task), expected_total(method, task)
+    return scores, None if total is None else jnp.sum(scores, axis=1) - total
+
+
+def _word_vectors(plan: _Plan, params: Any) -> Float[Array, "words dim"]:
+    if isinstance(plan.model, EncoderClassifier):
+        return params["encoder"]["embeddings"]["word"].astype(plan.model.config.encoder.dtype)
+    return params["embeddings"]["word"].astype(plan.model.config.dtype)
+
+
+def _run(plan: _Plan, params: Any, ids: Array, mask: Array) -> Callable[[Array], Any]:
+    """Token embeddings -> the model's output."""
+    apply = lambda: plan.model.apply({"params": params}, ids, mask)  # noqa: E731
+    return lambda embeddings: intervene(apply, {"token_embeddings": embeddings})()
+
+
+def _score(plan: _Plan, params: Any, reference: Array, ids: Array, mask: Array, targets: Array) -> Score:
+    run, options = _run(plan, params, ids, mask), plan.options
+    if not isinstance(plan.model, EncoderClassifier):
+
+        def encode(embeddings: Array) -> Array:
+            output = run(embeddings)
+            return masked_mean(output.last_hidden_state, mask) if output.pooled is None else output.pooled
+
+        return similarity(encode, reference)
+
+    def predict(embeddings: Array) -> Array:
+        return run(embeddings).logits
+
+    if options.versus is not None:
+        return contrast(predict, targets, options.versus)
+    return CLASS_SCORES[options.score](predict, targets)

@@ -1,0 +1,344 @@
+"""Saliency map verbalization end to end on the smoke preset, its controls, its reader, and the published study."""
+
+import dataclasses
+import json
+import re
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.naive_bayes import MultinomialNB
+
+from experiments import saliency_verbalization as verbalization
+from experiments.__main__ import main
+from jaxcore.data.sentiment_world import SentimentWorldConfig
+from jaxcore.evaluation import RunValues, judge, judge_single_run, map_rows
+from jaxcore.models import EncoderConfig
+from jaxcore.models.classifier import load_classifier
+from jaxcore.reporting import saliency_search
+from jaxcore.reporting.saliency_search import Snippet
+from jaxcore.training import Preempted, read_metrics
+
+SMOKE = verbalization.PRESETS["smoke"]
+TINY = dataclasses.replace(
+    SMOKE,
+    num_steps=4,
+    batch_size=16,
+    evaluation_batch_size=32,
+    integration_steps=16,
+    data=dataclasses.replace(
+        SMOKE.data,
+        num_training=80,
+        num_test=24,
+        vocab_size=256,
+        max_length=24,
+        world=SentimentWorldConfig(num_polar=10, num_neutral=40, shortest=8, longest=16),
+    ),
+    loop=dataclasses.replace(SMOKE.loop, checkpoint_every=2),
+)
+GENERATOR = "generator_of_the_tests:generate"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with a generator that quotes each prompt's first word and one word that no text holds."""
+
+    def generate(prompts):
+        first = [re.findall(r": (\S+) \(", prompt)[0] for prompt in prompts]
+        return [f'It is positive sentiment, Negative too: "{word}" and "zebra" decide.' for word in first]
+
+    module = types.ModuleType("generator_of_the_tests")
+    setattr(module, "generate", generate)  # noqa: B010
+    sys.modules["generator_of_the_tests"] = module
+    path = tmp_path_factory.mktemp("verbalization") / "run"
+    yield path, verbalization.run(dataclasses.replace(TINY, generator=GENERATOR), path)
+    del sys.modules["generator_of_the_tests"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Maps of a fresh classifier on the tiny texts, and the steps that made them."""
+    steps, task = verbalization.make_steps(TINY), verbalization.open_texts(TINY)
+    state = verbalization.initial_state(TINY, steps)
+    maps, _ = verbalization.explain_texts(TINY, steps, state.params, task.test, lambda step: False)
+    return steps, state, task, maps
+
+
+# ---- the run ---------------------------------------------------------------------------------------------
+
+
+def test_the_run_directory_holds_what_the_protocol_says(finished):
+    path, results = finished
+    written = json.loads((path / "results.json").read_text())
+    assert written["metrics"] == results.metrics and written["experiment"] == "saliency_verbalization"
+    assert re.fullmatch("[0-9a-f]{64}", results.params_digest)
+    assert len(read_metrics(path / "metrics.jsonl")) == TINY.num_steps
+    for name in verbalization.REPRESENTATIONS:
+        assert {f"coverage/{name}", f"simulation/{name}", f"tokens/{name}"} <= set(results.metrics)
+    assert all(np.isfinite(value) for value in results.metrics.values())
+
+
+def test_the_report_shows_every_representation(finished):
+    path, results = finished
+    page = (path / "report.html").read_text()
+    for text in ("is most important for the prediction", "% of the evidence", "Generator: It is", "random span"):
+        assert text in page
+    assert f"{results.metrics['coverage/summary']:.3f}" in page
+    assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_what_a_generator_writes_is_masked_and_measured(finished):
+    path, results = finished
+    metrics = results.metrics
+    page = (path / "report.html").read_text()
+    texts = re.findall(r"Generator: (It is [^<]*) decide", page)
+    assert texts and all("{placeholder}" in text for text in texts)
+    assert metrics["instructed/citations"] == 2 * min(TINY.data.num_test, metrics["texts_read"])
+    assert metrics["instructed/citation_precision"] == 0.5
+    at_k = [metrics[f"instructed/coverage_at_k/{k}"] for k in verbalization.RANKS]
+    assert at_k == sorted(at_k) and at_k[-1] <= 1
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one_and_says_nothing_of_a_generator_it_lacks(finished, tmp_path):
+    _, results = finished
+    with pytest.raises(Preempted):
+        verbalization.run(TINY, tmp_path / "run", tick=lambda step: step == 3)
+    resumed = verbalization.run(TINY, tmp_path / "run", resume=True)
+    assert resumed.params_digest == results.params_digest
+    kept = {name: value for name, value in results.metrics.items() if not name.startswith("instructed/")}
+    assert resumed.metrics == kept and len(kept) < len(results.metrics)
+    assert "What a generator would be asked" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_transformer_is_explained_the_same_way_and_read_back(tmp_path):
+    encoder = EncoderConfig(
+        num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16, max_positions=32, dropout=0.0,
+        attention_dropout=0.0,
+    )  # fmt: skip
+    config = dataclasses.replace(TINY, num_steps=2, classifier="transformer", transformer=encoder)
+    results = verbalization.run(config, tmp_path / "run")
+    assert results.metrics["classifier/completeness_error"] < 1e-3
+    assert results.metrics["exact_percentages"] == 1
+    model, _, labels = load_classifier(tmp_path / "run" / "model")
+    assert labels == ("negative", "positive") and model.config.encoder.hidden_size == 16
+    with pytest.raises(ValueError, match="pretrained needs"):
+        dataclasses.replace(config, pretrained=str(tmp_path / "run" / "model"))
+
+
+# ---- maps ------------------------------------------------------------------------------------------------
+
+
+def test_maps_complete_the_predicted_logit_from_a_text_of_padding(trained):
+    """Summed over the words: the logit of the text less that of the same number of padding vectors."""
+    steps, state, task, _ = trained
+    test = task.test
+    output = map_rows(steps.explain, state.params, test.arrays, batch_size=TINY.evaluation_batch_size, mesh=steps.mesh)
+    mask = jnp.asarray(test.attention_mask)
+    empty = steps.model.apply({"params": state.params}, jnp.zeros_like(mask), mask)
+    predicted = np.argmax(output["logits"], axis=1)
+    wanted = (output["logits"] - np.asarray(empty.logits))[np.arange(len(test)), predicted]
+    np.testing.assert_allclose(output["scores"].sum(1), wanted, atol=1e-5)
+    assert not output["scores"][test.attention_mask == 0].any()
+
+
+def test_texts_of_no_length_that_is_read_are_refused(trained):
+    steps, state, task, _ = trained
+    config = dataclasses.replace(TINY, reading=dataclasses.replace(TINY.reading, min_tokens=90))
+    with pytest.raises(ValueError, match=r"0 of 24 test texts have 90 to 99 tokens: expected at least two"):
+        verbalization.explain_texts(config, steps, state.params, task.test, lambda step: False)
+
+
+def test_controls_keep_what_they_should(trained):
+    *_, maps = trained
+    rng = np.random.default_rng(0)
+    permuted = verbalization.permuted_maps(maps, rng)
+    np.testing.assert_array_equal(np.sort(permuted, axis=1), np.sort(np.where(maps.mask, maps.scores, 0), axis=1))
+    assert np.mean(permuted != maps.scores) > 0.5
+    sizes = np.minimum(maps.mask.sum(1), rng.integers(0, 6, len(maps.mask)))
+    spans = verbalization.random_spans(maps.mask, sizes, rng)
+    np.testing.assert_array_equal(spans.sum(1), sizes)
+    assert not np.any(spans & ~maps.mask)
+    assert all(np.all(np.diff(np.flatnonzero(row)) == 1) for row in spans)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 1.0), (1.0, 0.0)])
+def test_the_scripted_verbaliser_has_the_summary_s_length_and_its_share_of_typical_words(trained, share, kept):
+    *_, maps = trained
+    config = dataclasses.replace(TINY.reading, plausible_share=share)
+    summary = maps.mask & (np.cumsum(maps.mask, axis=1) <= 3)
+    association = np.zeros((2, TINY.vocab_size))
+    association[:, maps.texts.input_ids[0, 5]] = 1.0
+    shown = verbalization.plausible_tokens(config, maps, summary, association, np.random.default_rng(0))
+    np.testing.assert_array_equal(shown.sum(1), summary.sum(1))
+    if kept:
+        np.testing.assert_array_equal(shown, summary)
+    else:
+        assert shown[0, 5]
+
+
+def test_percentages_are_exact_and_the_released_slice_breaks_them(trained, monkeypatch):
+    """The released code sums ``S[first:last]``: the last token is lost, a single word covers nothing."""
+    tokens = ["a", "fine", "film", ".", "dull", "ending"]
+    scores = np.array([0.5, 3.0, 1.0, 0.25, -2.0, 0.25])
+
+    def right():
+        runs = saliency_search.summarise_runs(jnp.asarray(scores[None]))[0]
+        return verbalization.exact_percentages(runs, tokens, scores)
+
+    assert right() and all(right())
+
+    def released(evidence, indices):
+        mass = np.maximum(evidence, 0).sum()
+        return float(max(evidence[indices[0] : indices[-1]].sum() / mass, 0))
+
+    monkeypatch.setattr(saliency_search, "_share", released)
+    assert not all(right())
+    monkeypatch.undo()
+    assert verbalization.exact_percentages([Snippet((1,), 1.0, 0.6)], tokens, scores) == [True]
+    assert verbalization.exact_percentages([Snippet((1,), 1.0, 0.61)], tokens, scores) == [False]
+
+
+# ---- reader ----------------------------------------------------------------------------------------------
+
+
+def test_the_reader_is_multinomial_naive_bayes(trained):
+    _, _, task, maps = trained
+    reader = verbalization.fit_reader(task.reading, 2, TINY.vocab_size, smoothing=1.0)
+
+    def counts(texts, shown):
+        table = np.zeros((len(texts), TINY.vocab_size))
+        rows, places = np.nonzero(shown)
+        np.add.at(table, (rows, texts.input_ids[rows, places]), 1)
+        return table
+
+    peer = MultinomialNB(alpha=1.0).fit(counts(task.reading, task.reading.content), task.reading.labels)
+    np.testing.assert_allclose(reader.log_likelihood, peer.feature_log_prob_, atol=1e-12)
+    shown = maps.mask & (np.cumsum(maps.mask, axis=1) % 2 == 0)
+    ours, theirs = reader.guess(maps.texts.input_ids, shown), peer.predict(counts(maps.texts, shown))
+    assert np.mean(ours == theirs) > 0.95  # its prior is not smoothed
+    hidden = reader.guess(maps.texts.input_ids, np.zeros_like(shown))
+    assert set(hidden) == {int(np.argmax(reader.log_prior))}
+
+
+def test_association_is_a_log_ratio_of_other_classes():
+    ids = np.array([[5, 5, 6], [6, 7, 7]], np.int32)
+    texts = verbalization.Texts(ids, np.ones_like(ids), np.ones_like(ids), np.array([0, 1]), [["a"] * 3] * 2)
+    found = verbalization.associations(texts, 2, 8)
+    assert found[0, 5] == pytest.approx(np.log(3)) and found[0, 6] == pytest.approx(0)
+    np.testing.assert_allclose(found[0], -found[1])
+
+
+# ---- texts -----------------------------------------------------------------------------------------------
+
+
+def test_halves_share_no_row_and_unknown_words_are_unknown():
+    task = verbalization.open_texts(TINY)
+    assert len(task.training) + len(task.reading) == TINY.data.num_training and len(task.test) == TINY.data.num_test
+    for texts in (task.training, task.test):
+        assert all(len(tokens) == mask.sum() for tokens, mask in zip(texts.tokens, texts.attention_mask, strict=True))
+    with_few_ids = dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, vocab_size=16))
+    ids = verbalization.open_texts(with_few_ids).test.input_ids
+    assert ids.max() < 16 and np.any(ids == 1)
+
+
+def test_files_of_three_kinds_give_texts_and_classes(tmp_path):
+    trees = tmp_path / "trees.txt"
+    trees.write_text("(3 (2 A) (4 joy))\n(2 (2 So) (2 so))\n(0 (2 No) (1 good))\n")
+    config = TINY.data
+    assert verbalization.read_texts(config, str(trees)) == ([["a", "joy"], ["no", "good"]], [1, 0])
+    table = tmp_path / "table.csv"
+    table.write_text('label,title,body\n3,One,"b, c"\n4,Two,d\n')
+    news = dataclasses.replace(config, text_fields=("title", "body"))
+    assert verbalization.read_texts(news, str(table)) == (["One b, c", "Two d"], [3, 4])
+    bare = tmp_path / "bare.csv"
+    bare.write_text('3,One,"b, c"\n4,Two,d\n')
+    named = dataclasses.replace(news, columns=("label", "title", "body"))
+    assert verbalization.read_texts(named, str(bare)) == verbalization.read_texts(news, str(table))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["--batch-size", "15"], "each of 2 classes"),
+        (["--integration-steps", "0"], "integration_steps"),
+        (["--generator", "nothing"], "generator must be module:function"),
+        (["--generator", "json:nothing"], "cannot be imported"),
+        (["--study-path", "/does/not/exist"], "no folder and no tar archive at study_path /does/not/exist"),
+        (["--data.path", "/does/not/exist.txt"], "no file at /does/not/exist.txt"),
+        (["--data.test-path", "x.csv"], "data.test_path needs data.path"),
+        (["--data.label-names", "a", "b", "c", "--batch-size", "24"], "the texts have the labels [0, 1]"),
+        (["--search.length", "1"], "ones must lie between 1 and the length"),
+        (["--classifier", "transformer", "--pretrained", "x"], "pretrained needs"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(fields, message, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    code = main(
+        ["run", "saliency_verbalization", "--preset", "smoke", "--num-steps", "0", *fields, "--run-dir", str(run_dir)]
+    )
+    shown = capsys.readouterr()
+    assert code == 2 and re.fullmatch(r"error: [^\n]+\n", shown.err), shown.err
+    assert message in shown.err
+
+
+# ---- human study -----------------------------------------------------------------------------------------
+
+
+def test_kappa_is_that_of_the_textbook():
+    """The textbook example: ten subjects, fourteen raters, kappa 0.210."""
+    counts = [
+        [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
+    ]  # fmt: skip
+    assert verbalization.fleiss_kappa(np.array(counts)) == pytest.approx(0.210, abs=5e-4)
+    with pytest.raises(ValueError, match="one category"):
+        verbalization.fleiss_kappa(np.array([[3, 0], [2, 0]]))
+    with pytest.raises(ValueError, match="two ratings"):
+        verbalization.fleiss_kappa(np.array([[1, 0]]))
+
+
+def test_ratings_are_averaged_by_annotator_first():
+    rating = verbalization.Rating
+    table = verbalization.StudyTable(
+        [rating(0, "1", "HM", "pos", 1, 1)] * 3 + [rating(1, "2", "HM", "", 7, 5), rating(1, "2", "SMV", "neg", 2, 2)],
+        {"1": "pos", "2": "neg"}, {"1": "pos", "2": "pos"}, {"1": 0.2, "2": 0.6},
+    )  # fmt: skip
+    assert verbalization.subset_means(table, "all", "HM") == (50.0, 4.0, 3.0)
+    assert verbalization.subset_means(table, "high_coverage", "HM") == (0.0, 7.0, 5.0)
+    assert verbalization.subset_means(table, "model_wrong", "SMV") == (100.0, 2.0, 2.0)
+    assert verbalization.subset_means(table, "simulation_wrong", "SMV") is None
+
+
+def test_the_published_study_comes_out_to_the_printed_digits(shared_data):
+    study = verbalization.analyse_study(str(shared_data / "verbalisation" / "smv_human_study.tar.gz"))
+    metrics = study.metrics
+    assert metrics["study/cells"] == 99 and metrics["study/largest_difference"] <= 0.005 + 1e-9
+    assert metrics["study/IMDb/kappa"] == pytest.approx(0.762, abs=5e-4)
+    assert metrics["study/AGNews/kappa"] == pytest.approx(0.728, abs=5e-4)
+    gap = {
+        name: metrics[f"study/IMDb/coverage_gap/{name}"] for name in ("mean", "smallest", "items_above", "items_below")
+    }
+    assert gap == {
+        "mean": pytest.approx(0.052, abs=5e-4),
+        "smallest": pytest.approx(0.045, abs=5e-4),
+        "items_above": 52,
+        "items_below": 28,
+    }
+    for test in ("permutation", "wilcoxon"):
+        assert metrics[f"study/IMDb/coverage_gap/p_{test}"] == pytest.approx(0.002, abs=1e-3)
+    verdicts = judge_single_run(verbalization.STUDY_CLAIMS, "study", RunValues(metrics))
+    assert len(verdicts) == len(verbalization.STUDY_CLAIMS.claims) and all(verdict.passed for verdict in verdicts)
+
+
+# ---- claims ----------------------------------------------------------------------------------------------
+
+
+def test_claims_fail_when_nothing_is_better_than_chance():
+    metrics = {side.metric: 0.5 for c in verbalization.CLAIMS.claims for side in (c.value, c.against) if side}
+    metrics |= {"gain_low/summary_permuted": -0.01, "gain_low/summary_whole_text": -0.01, "coverage/span": 0.6}
+    metrics |= {"coverage_ratio/permuted": 1.0, "coverage_at_k/smallest_gap": 0.0}
+    runs = {"verbalised": [RunValues(metrics)] * 5}
+    held = {claim.name for claim in verbalization.CLAIMS.claims if judge(claim, runs).passed}
+    assert held == {"plausible_is_as_simulatable"}
