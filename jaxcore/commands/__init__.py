@@ -1,6 +1,8 @@
 """Commands of the library: what `python -m jaxcore` (installed: `jaxcore`) does, one module per command.
 
     embed       texts of a file to vectors
+    attribute   which words decided: explanations of a classifier or of a similarity
+    text_runs   what both share: opening texts, ticks, progress; vector_file and line_file: outputs that resume
     arguments   a command line from a dataclass
     console     starting and ending: memory settings, exit codes
 
