@@ -161,7 +161,10 @@ def _write_report(
         max_texts=options.report_texts,
     )
     write_report(options.output, report)
-    print(f"{options.output}: {len(explanations):,} texts x {len(choices.methods)} methods")
+    counted = [
+        f"{n:,} {word}" + "s" * (n != 1) for n, word in ((len(explanations), "text"), (len(choices.methods), "method"))
+    ]
+    print(f"{options.output}: {' x '.join(counted)}")
 
 
 def _print_terminal(windows: Iterator[Sequence[TextExplanation]], labels: Sequence[str], versus: int | None) -> None:
