@@ -101,7 +101,9 @@ class ClassificationDataConfig:
     num_train: int = 4000
     num_dev: int = 500
     num_test: int = 500
-    """Generated texts; of other data, the most that are kept of a split (0: all)."""
+    """Generated texts."""
+    most: int = 0
+    """Of other data, the most texts that are kept of each split; 0: all."""
     sentiment: SentimentWorldConfig = dataclasses.field(default_factory=SentimentWorldConfig)
     entailment: EntailmentWorldConfig = dataclasses.field(default_factory=EntailmentWorldConfig)
 
@@ -111,8 +113,11 @@ class ClassificationDataConfig:
                 "data.max_length must be at least 2, data.vocab_size 64, data.min_count 1 and data.max_pieces 4: got "
                 f"{self.max_length}, {self.vocab_size}, {self.min_count} and {self.max_pieces}"
             )
-        if min(self.num_train, self.num_dev, self.num_test) < 0:
-            raise ValueError("data.num_train, data.num_dev and data.num_test must not be negative")
+        if min(self.num_train, self.num_dev, self.num_test) < 1 or self.most < 0:
+            raise ValueError(
+                "data.num_train, data.num_dev and data.num_test must be at least 1 and data.most at least 0: got "
+                f"{self.num_train}, {self.num_dev}, {self.num_test} and {self.most}"
+            )
         longest = max(self.sentiment.longest, self.entailment.longest, self.entailment.longest_hypothesis)
         if longest > self.max_length:
             raise ValueError(f"data.max_length {self.max_length} would leave out generated texts of {longest} words")
@@ -272,11 +277,15 @@ def open_classification_task(name: str, config: ClassificationDataConfig, *, see
     else:
         splits, where = _read_splits(name, config), config.path or f"TFDS {PUBLISHED[name].tfds[0].split('/')[0]}"
     longest = PUBLISHED[name].longest if name in PUBLISHED else 0
-    kept = {split: _kept(texts, config, split, longest, seed) for split, texts in splits.items()}
+    is_generated = name == "overlap" or (name == "sentiment" and not config.path)
+    most = 0 if is_generated else config.most
+    kept = {
+        split: _kept(texts, config.max_length, longest, most, np.random.default_rng([seed, number, 7]))
+        for number, (split, texts) in enumerate(splits.items())
+    }
     for split, texts in kept.items():
         if not len(texts):
             raise ValueError(f"{name}: no {split} text has 2 to {config.max_length} words; raise data.max_length")
-    is_generated = name == "overlap" or (name == "sentiment" and not config.path)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer and not is_generated else None
     if tokenizer is not None and len(tokenizer) > shape.sequence_vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} ids: set --data.vocab-size {len(tokenizer)}")
@@ -296,21 +305,16 @@ def _vocabulary(texts: LabelledTexts, min_count: int, most: int) -> tuple[str, .
     return (*SPECIAL_TOKENS, *frequent[: most - len(SPECIAL_TOKENS)])
 
 
-def _kept(texts: LabelledTexts, config: ClassificationDataConfig, split: str, longest: int, seed: int) -> LabelledTexts:
-    """Texts of 2 to max_length words, at most as many as the configuration says."""
+def _kept(texts: LabelledTexts, max_length: int, longest: int, most: int, rng: np.random.Generator) -> LabelledTexts:
+    """Texts of 2 to max_length words (and `longest` words in all, unless 0), at most `most` of them (0: all)."""
     sizes = np.array(
         [[len(side[row]) for side in (texts.first, texts.second) if side is not None] for row in range(len(texts))]
     )
     sizes = sizes.reshape(len(texts), -1)
-    fits = (
-        (sizes.max(axis=1, initial=0) <= config.max_length)
-        & (sizes.sum(axis=1) >= 2)
-        & (sizes.min(axis=1, initial=1) >= 1)
-    )
+    fits = (sizes.max(axis=1, initial=0) <= max_length) & (sizes.sum(axis=1) >= 2) & (sizes.min(axis=1, initial=1) >= 1)
     rows = np.flatnonzero(fits & (sizes.sum(axis=1) <= longest) if longest else fits)
-    most = getattr(config, f"num_{split}")
-    if most and len(rows) > most:
-        chosen = np.random.default_rng([seed, SPLITS.index(split), 7]).permutation(len(rows))[:most]
+    if 0 < most < len(rows):
+        chosen = rng.permutation(len(rows))[:most]
         rows = rows[np.sort(chosen)]
     return texts.take(rows)
 
@@ -337,8 +341,6 @@ def _sampled(
     sample: Callable[[int, np.random.Generator], LabelledTexts], config: ClassificationDataConfig, seed: int
 ) -> dict[str, LabelledTexts]:
     sizes = {split: getattr(config, f"num_{split}") for split in SPLITS}
-    if min(sizes.values()) < 1:
-        raise ValueError(f"generated data needs data.num_train, num_dev and num_test of at least 1: got {sizes}")
     return {split: sample(size, np.random.default_rng([seed, SPLITS.index(split)])) for split, size in sizes.items()}
 
 

@@ -70,6 +70,8 @@ def test_tree_files_make_the_sentiment_task(tmp_path):
     assert task.words[5:] == ("a", "film")
     assert task.rows(task.splits["dev"], "texts")["first_ids"][1, :3].tolist() == [5, UNKNOWN, 6]
     assert open_classification_task("overlap", config, seed=0).shape.is_pair
+    fewer = open_classification_task("sentiment", ClassificationDataConfig(path=str(tmp_path), most=1), seed=0)
+    assert [len(texts) for texts in fewer.splits.values()] == [1, 1, 1]
 
 
 def test_imdb_lines_train_on_dev_where_the_training_file_is_lost(tmp_path):
