@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxcore.distributed import constrain_rows
 from jaxcore.models.affine import linear
 from jaxcore.models.dropout import dropout
 from jaxcore.models.encoder import check_token_arrays
@@ -155,7 +156,7 @@ class RecurrentClassifier(nn.Module):
             raise ValueError(
                 f"both texts of a pair must have one batch size, got {[len(mask) for mask in masks]}: give one each"
             )
-        vectors = [checkpoint_name(x.astype(self.config.dtype), "token_embeddings") for x, _ in texts]
+        vectors = [checkpoint_name(constrain_rows(x.astype(self.config.dtype)), "token_embeddings") for x, _ in texts]
         hidden = self._read(vectors, masks, deterministic)
         weights, contexts = zip(*(self.attention(h, mask) for h, mask in zip(hidden, masks, strict=True)), strict=True)
         context = contexts[0] if len(contexts) == 1 else _compare(*contexts)
@@ -202,8 +203,11 @@ class BidirectionalLSTM(nn.Module):
         kernel = self._param("kernel", ("embed", None, None), (x.shape[-1], 2, 4 * size))
         recurrent = self._param("recurrent_kernel", (None, None, None), (2, size, 4 * size)).astype(dtype)
         bias = self._param("bias", (None, None), (2, 4 * size))
-        inputs = linear(jnp.swapaxes(x, 0, 1), kernel.reshape(x.shape[-1], -1), bias.reshape(-1), dtype=dtype)
-        inputs = inputs.reshape(*inputs.shape[:2], 2, 4 * size)
+        # Rows stay outermost in the product: were they behind time, a mesh could not keep them split.
+        inputs = constrain_rows(
+            linear(constrain_rows(x), kernel.reshape(x.shape[-1], -1), bias.reshape(-1), dtype=dtype)
+        )
+        inputs = jnp.swapaxes(inputs, 0, 1).reshape(x.shape[1], x.shape[0], 2, 4 * size)
         inputs = jnp.stack([inputs[:, :, 0], inputs[::-1, :, 1]], axis=1)  # time, direction, batch, gates
         real = mask.T[:, :, None]
         real = jnp.stack([real, real[::-1]], axis=1)
@@ -221,7 +225,7 @@ class BidirectionalLSTM(nn.Module):
         like = inputs[0, :, :, :size]
         start = tuple(typed_like(jnp.zeros(like.shape, kind), like) for kind in (dtype, wide))
         _, states = jax.lax.scan(step, start, (inputs, real))
-        return jnp.swapaxes(jnp.concatenate([states[:, 0], states[::-1, 1]], axis=-1), 0, 1)
+        return constrain_rows(jnp.swapaxes(jnp.concatenate([states[:, 0], states[::-1, 1]], axis=-1), 0, 1))
 
     def _param(self, name: str, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> Array:
         """Uniform in +-1/sqrt(H), as PyTorch draws them and as the published runs did."""

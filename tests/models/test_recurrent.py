@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from jaxcore.distributed import MeshConfig, batch_sharding, jit_on_mesh, make_mesh, tree_shardings
 from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig, with_word_vectors
 from jaxcore.transforms import activation_names, capture, intervene
 
@@ -189,6 +190,31 @@ def test_dropout_and_half_precision():
     assert half.logits.dtype == jnp.float32 and half.attention_weights.dtype == jnp.float32
     exact = apply(CONFIG, PARAMS, IDS, MASK).logits
     assert 1e-5 < np.abs(half.logits - exact).max() < 0.05
+
+
+@pytest.mark.parametrize("inputs", ["single", "pair"])
+def test_a_mesh_divides_the_work_and_changes_nothing(inputs):
+    """Of eight devices each does an eighth of the products: rows behind time would be replicated by the partitioner."""
+    config = dataclasses.replace(CONFIG, num_layers=1, hidden_size=32, embedding_size=64, inputs=inputs)
+    model, rng = RecurrentClassifier(config), np.random.default_rng(2)
+    texts = [rng.integers(0, 23, (32, 12)) for _ in range(1 + (inputs == "pair"))]
+    batch = tuple(a for ids in texts for a in (ids.astype(np.int32), np.ones_like(ids, np.int32)))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), *batch)["params"]
+    params = meta.unbox(jax.jit(model.init)(jax.random.key(0), *batch))["params"]
+
+    def loss(params, batch):
+        return jnp.mean(model.apply({"params": params}, *batch).logits ** 2)
+
+    def compiled(devices, **axes):
+        mesh = make_mesh(MeshConfig(**axes), jax.devices()[:devices])
+        placed = jax.device_put(params, tree_shardings(boxed, mesh)), jax.device_put(batch, batch_sharding(mesh))
+        run = jit_on_mesh(jax.grad(loss), mesh).lower(*placed).compile()
+        return run.cost_analysis()["flops"], run(*placed)
+
+    whole, expected = compiled(1)
+    share, gradient = compiled(8, data=4, fsdp=2)
+    assert share < whole / 4  # an eighth of the products, and what is left of element-wise work on the parameters
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), gradient, expected)
 
 
 def test_bad_input():
