@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 
 from jaxcore.distributed import Watchdog, WatchdogConfig
@@ -96,6 +97,8 @@ def test_a_process_that_was_stopped_is_not_stuck(launch):
 
 
 def test_disabled_watches_nothing():
-    watchdog = Watchdog(WatchdogConfig(enabled=False, first_step_timeout=0.01)).start()
-    time.sleep(0.1)
-    watchdog.stop()
+    before = set(threading.enumerate())
+    for enabled in (True, False):
+        watchdog = Watchdog(WatchdogConfig(enabled=enabled)).start()
+        assert bool(set(threading.enumerate()) - before) == enabled
+        watchdog.stop()
