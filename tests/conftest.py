@@ -15,6 +15,7 @@ if "JAXCORE_CACHE_DIR" not in os.environ:  # shared by the processes that tests 
     atexit.register(shutil.rmtree, os.environ["JAXCORE_CACHE_DIR"], ignore_errors=True)
 
 import pytest
+from process_jobs import launch  # noqa: F401  a fixture
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

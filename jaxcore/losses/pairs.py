@@ -8,9 +8,9 @@ those of floating annotations and shared scalars such as a temperature, are exac
 On a mesh the rows stay where they are, and columns come to them in one of two ways that give the same result:
 
 - *gather*: every device holds all columns. Least latency; memory grows with the global batch.
-- *ring*: column shards travel from device to device while the block that has arrived is being worked on. Per device:
-  memory O(n d) for its n rows, and the least traffic there is, (P - 1) shards forward, and as much again backward for
-  the columns and for their gradient.
+- *ring*: columns travel from device to device, a piece of every device's at a time, while the piece that has arrived
+  is being worked on. Per device: the memory of its own rows, columns and gradients and of a few pieces, and the least
+  traffic there is, (P - 1) times its columns forward, and as much again backward for them and for their gradient.
 
 Gradients of columns are summed in float32 whatever the inputs.
 """
@@ -35,10 +35,12 @@ from jaxcore.losses.pair_blocks import (
     Terms,
     Walk,
     accumulation_dtype,
+    count_kept,
     empty_states,
     fit_blocks,
     pull_back_blocks,
     reduce_blocks,
+    reduce_blocks_keeping,
     zero_gradient,
 )
 from jaxcore.losses.pair_reductions import Extreme, Reduction
@@ -49,6 +51,10 @@ GATHER_LIMIT_BYTES = 256 * 2**20
 """Columns and their gradient are gathered while both together take no more than this on a device; else, the ring."""
 
 _LARGEST_BLOCKS = {"cpu": Blocks(1024, 1024), "tpu": Blocks(2048, 2048), "gpu": Blocks(8192, 8192)}
+
+KEPT_BYTES = {"cpu": 128 * 2**20}
+"""Similarities that the forward walk leaves to the backward walk: computing one again takes 2 d FLOPs, which on a
+matrix unit is no more time than writing and reading it, and on a CPU many times as much."""
 
 
 def reduce_pairs(
@@ -61,6 +67,7 @@ def reduce_pairs(
     mesh: Mesh | None = None,
     exchange: Exchange | None = None,
     blocks: Blocks | None = None,
+    keep_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Reduce ``terms(s, of_rows, of_columns, shared)`` over the columns of each row, or over the rows of each column.
 
@@ -79,6 +86,8 @@ def reduce_pairs(
         exchange: how columns reach the rows on a mesh; by size (`GATHER_LIMIT_BYTES`) unless given. Never changes the
             result.
         blocks: largest block; by platform unless given.
+        keep_bytes: similarities that the forward walk may leave to the backward walk instead of having them computed
+            again, on one device; by platform unless given (`KEPT_BYTES`).
 
     Returns:
         By name: [n] for rows, [m] for columns; an `Extreme` for "max".
@@ -102,6 +111,7 @@ def reduce_pairs(
         axes=axes,
         exchange=exchange or _cheaper_exchange(columns),
         blocks=blocks or _LARGEST_BLOCKS.get(_platform(mesh), _LARGEST_BLOCKS["gpu"]),
+        keep_bytes=KEPT_BYTES.get(_platform(mesh), 0) if keep_bytes is None else keep_bytes,
     )
     shared = jax.tree.map(jnp.asarray, shared)
     return _reduce_compiled(plan, rows, columns, shared)
@@ -116,10 +126,11 @@ class _Plan(NamedTuple):
     axes: tuple[str, ...]
     exchange: Exchange
     blocks: Blocks
+    keep_bytes: int
 
     def walk(self, rows: Side, columns: Side) -> Walk:
         blocks = fit_blocks(self.blocks, rows.vectors.shape[0], columns.vectors.shape[0])
-        return Walk(self.terms, self.reductions, blocks)
+        return Walk(self.terms, self.reductions, blocks, columns_last=_platform(self.mesh) == "cpu")
 
     @property
     def split(self) -> PartitionSpec:
@@ -161,9 +172,7 @@ def _cheaper_exchange(columns: Side) -> Exchange:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _reduce(plan: _Plan, rows: Side, columns: Side, shared: Any) -> dict[str, Any]:
     if plan.mesh is None:
-        walk = plan.walk(rows, columns)
-        states = reduce_blocks(walk, rows, columns, shared, empty_states(walk, rows, columns))
-        return {name: reductions_of.finish(reduction, states[name]) for name, reduction in plan.reductions}
+        return _reduce_keeping(plan, rows, columns, shared, 0)[0]
     on_devices = _gathered_forward if plan.exchange == "gather" else _ring_forward
     return jax.shard_map(
         partial(on_devices, plan),
@@ -174,17 +183,32 @@ def _reduce(plan: _Plan, rows: Side, columns: Side, shared: Any) -> dict[str, An
     )(rows, columns, shared)
 
 
+def _reduce_keeping(
+    plan: _Plan, rows: Side, columns: Side, shared: Any, limit_bytes: int
+) -> tuple[dict[str, Any], Array]:
+    """On one device: the results, and the first similarities as far as `limit_bytes` go."""
+    walk = plan.walk(rows, columns)
+    states = empty_states(walk, rows, columns)
+    num_kept = count_kept(walk, rows, columns, limit_bytes)
+    states, kept = reduce_blocks_keeping(walk, rows, columns, shared, states, num_kept)
+    return {name: reductions_of.finish(reduction, states[name]) for name, reduction in plan.reductions}, kept
+
+
 def _reduce_forward(plan: _Plan, rows: Side, columns: Side, shared: Any) -> tuple[dict[str, Any], Any]:
-    results = _reduce(plan, rows, columns, shared)
-    return results, (rows, columns, shared, results)
+    if plan.mesh is None:
+        results, kept = _reduce_keeping(plan, rows, columns, shared, plan.keep_bytes)
+    else:
+        results, kept = _reduce(plan, rows, columns, shared), None
+    return results, (rows, columns, shared, results, kept)
 
 
-def _reduce_backward(plan: _Plan, kept: Any, cotangents: dict[str, Any]) -> tuple[Side, Side, Any]:
-    rows, columns, shared, results = kept
+def _reduce_backward(plan: _Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[Side, Side, Any]:
+    rows, columns, shared, results, kept = residuals
     cotangents = {name: ct.value if isinstance(ct, Extreme) else ct for name, ct in cotangents.items()}
     arguments = (rows, columns, shared, results, cotangents)
     if plan.mesh is None:
-        gradient = pull_back_blocks(plan.walk(rows, columns), *arguments, zero_gradient(rows, columns, shared))
+        nothing = zero_gradient(rows, columns, shared)
+        gradient = pull_back_blocks(plan.walk(rows, columns), *arguments, nothing, kept=kept)
     else:
         on_devices = _gathered_backward if plan.exchange == "gather" else _ring_backward
         gradient = jax.shard_map(
@@ -267,78 +291,133 @@ def _gather(tree: Any, axes: tuple[str, ...]) -> Any:
 
 # ---- on each device: columns going round -----------------------------------------------------------------
 #
-# With P devices, the shard of columns that starts at device p visits p - 1, p - 2, ..., p + 1. What is added up for
-# it (states forward, gradients backward) sets out empty from its first host and is home after P - 1 hops; the block
-# at home is worked on while the first shard is on its way. So both travel P - 1 hops, the least possible.
+# With P devices, a piece of the columns of device p visits p - 1, p - 2, ..., p + 1. What is added up for it (states
+# forward, gradients backward: its parcel) sets out empty from its first host and is home after P - 1 hops. So both
+# travel P - 1 hops, the least possible; meanwhile the next piece of work is done, beginning with the block at home.
+# Only one piece of every device travels at a time: what is under way is small beside what a device holds.
 
 
 def _ring_forward(plan: _Plan, rows: Side, columns: Side, shared: Any) -> dict[str, Any]:
-    walk = plan.walk(rows, columns)
-    own = jax.lax.axis_index(plan.axes)
-    size = rows.vectors.shape[0], columns.vectors.shape[0]
-
-    def visit(shard: Side, home: Array, states: dict) -> dict:
-        offsets = {"row_offset": own * size[0], "column_offset": home * size[1]}
-        return reduce_blocks(walk, rows, shard, shared, states, **offsets)
-
+    row_offset = jax.lax.axis_index(plan.axes) * rows.vectors.shape[0]
     per_row = {name for name, reduction in plan.reductions if reduction.per == "row"}
 
-    def go_round(shard: Side, home: Array, states: dict) -> dict:
-        states = visit(shard, home, states)
-        return {name: s if name in per_row else _hop(s, plan) for name, s in states.items()}
+    def visit(piece: Side, column_offset: Array, of_rows: dict, of_piece: dict) -> tuple[dict, dict]:
+        offsets = {"row_offset": row_offset, "column_offset": column_offset}
+        states = reduce_blocks(plan.walk(rows, piece), rows, piece, shared, of_rows | of_piece, **offsets)
+        return {name: states[name] for name in of_rows}, {name: states[name] for name in of_piece}
 
-    states = _round(plan, columns, empty_states(walk, rows, columns), go_round)
-    states = visit(columns, own, states)
+    def merge(a: dict, b: dict) -> dict:
+        return {name: reductions_of.merge(dict(plan.reductions)[name], a[name], b[name]) for name in a}
+
+    states = empty_states(plan.walk(rows, columns), rows, columns)
+    of_rows = {name: state for name, state in states.items() if name in per_row}
+    of_columns = {name: state for name, state in states.items() if name not in per_row}
+    of_rows, of_columns = _go_round(plan, columns, of_rows, of_columns, visit, merge)
+    states = of_rows | of_columns
     return {name: reductions_of.finish(reduction, states[name]) for name, reduction in plan.reductions}
 
 
 def _ring_backward(plan: _Plan, rows: Side, columns: Side, shared: Any, results: dict, cotangents: dict) -> Gradient:
-    walk = plan.walk(rows, columns)
-    own = jax.lax.axis_index(plan.axes)
-    size = rows.vectors.shape[0], columns.vectors.shape[0]
+    row_offset = jax.lax.axis_index(plan.axes) * rows.vectors.shape[0]
     per_row = {name for name, reduction in plan.reductions if reduction.per == "row"}
     of_rows, of_columns = (
         {name: (results[name], cotangents[name]) for name, _ in plan.reductions if (name in per_row) == wanted}
         for wanted in (True, False)
     )
 
-    def visit(travelling: Any, home: Array, total: Gradient) -> Gradient:
-        shard, of_shard = travelling
-        both = of_rows | of_shard
-        return pull_back_blocks(
-            walk,
+    def visit(travelling: Any, column_offset: Array, resident: Any, parcel: Any) -> tuple[Any, Any]:
+        piece, of_piece = travelling
+        both = of_rows | of_piece
+        total = pull_back_blocks(
+            plan.walk(rows, piece),
             rows,
-            shard,
+            piece,
             shared,
             {name: value[0] for name, value in both.items()},
             {name: value[1] for name, value in both.items()},
-            total,
-            row_offset=own * size[0],
-            column_offset=home * size[1],
+            Gradient(resident[0], parcel[0], resident[1], parcel[1], resident[2]),
+            row_offset=row_offset,
+            column_offset=column_offset,
         )
+        return (total.rows, total.row_known, total.shared), (total.columns, total.column_known)
 
-    def go_round(travelling: Any, home: Array, total: Gradient) -> Gradient:
-        total = visit(travelling, home, total)
-        return total._replace(columns=_hop(total.columns, plan), column_known=_hop(total.column_known, plan))
+    def merge(a: Any, b: Any) -> Any:
+        return jax.tree.map(jnp.add, a, b)
 
-    total = _round(plan, (columns, of_columns), zero_gradient(rows, columns, shared), go_round)
-    total = visit((columns, of_columns), own, total)
-    return total._replace(shared=[jax.lax.psum(g, plan.axes) for g in total.shared])
+    nothing = zero_gradient(rows, columns, shared)
+    resident, of_all_columns = _go_round(
+        plan,
+        (columns, of_columns),
+        (nothing.rows, nothing.row_known, nothing.shared),
+        (nothing.columns, nothing.column_known),
+        visit,
+        merge,
+    )
+    of_rows_vectors, of_rows_known, of_shared = resident
+    return Gradient(
+        of_rows_vectors,
+        of_all_columns[0],
+        of_rows_known,
+        of_all_columns[1],
+        [jax.lax.psum(g, plan.axes) for g in of_shared],
+    )
 
 
-def _round(plan: _Plan, travelling: Any, carried: Any, visit: Any) -> Any:
-    """``visit(shard, home, carried)`` for every shard but the device's own; the next one travels meanwhile."""
+def _go_round(plan: _Plan, columns: Any, resident: Any, parcels: Any, visit: Any, merge: Any) -> tuple[Any, Any]:
+    """Every device works on all columns, piece by piece.
+
+    Args:
+        columns: a tree of arrays along this device's columns.
+        resident: what is added up where the rows are.
+        parcels: what is added up for this device's columns, empty.
+        visit: ``(piece, index of its first column, resident, parcel) -> (resident, parcel)``.
+        merge: of two parcels.
+
+    Returns:
+        `resident` and `parcels` after all columns and after all rows.
+    """
     assert plan.mesh is not None
     devices = math.prod(plan.mesh.shape[axis] for axis in plan.axes)
     own = jax.lax.axis_index(plan.axes)
+    num_columns = jax.tree.leaves(columns)[0].shape[0]
+    size = piece_size(num_columns, plan.blocks.columns)
 
-    def step(hops: Array, state: tuple) -> tuple:
-        travelling, carried = state
-        following = _hop(travelling, plan)  # nothing below waits for it
-        return following, visit(travelling, (own + hops) % devices, carried)
+    def one_piece(index: Array, state: tuple) -> tuple:
+        resident, parcels = state
+        piece, empty = (_part(tree, index * size, size) for tree in (columns, parcels))
 
-    travelling, carried = jax.lax.fori_loop(1, devices - 1, step, (_hop(travelling, plan), carried))
-    return visit(travelling, (own + devices - 1) % devices, carried)
+        def work(travelling: Any, hops: Array | int, resident: Any, parcel: Any) -> tuple[Any, Any]:
+            first = (own + hops) % devices * num_columns + index * size
+            return visit(travelling, first, resident, parcel)
+
+        def step(hops: Array, state: tuple) -> tuple:
+            travelling, resident, parcel = state
+            following = _hop(travelling, plan)  # nothing below waits for it
+            resident, parcel = work(travelling, hops, resident, parcel)
+            return following, resident, _hop(parcel, plan)
+
+        arriving = _hop(piece, plan)
+        resident, of_home = work(piece, 0, resident, empty)
+        travelling, resident, parcel = jax.lax.fori_loop(1, devices - 1, step, (arriving, resident, empty))
+        resident, parcel = work(travelling, devices - 1, resident, parcel)
+        whole = merge(of_home, _hop(parcel, plan))
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * size, axis=0)
+        return resident, jax.tree.map(put, parcels, whole)
+
+    return jax.lax.fori_loop(0, num_columns // size, one_piece, (resident, parcels))
+
+
+def piece_size(num_columns: int, largest: int) -> int:
+    """Columns that travel together: the largest divisor of `num_columns` up to `largest`, or else all of them.
+
+    A divisor below a quarter of `largest` would make many small products out of a few large ones.
+    """
+    size = max(d for d in range(1, min(num_columns, largest) + 1) if num_columns % d == 0)
+    return size if 4 * size >= largest else num_columns
+
+
+def _part(tree: Any, start: Array, size: int) -> Any:
+    return jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, start, size), tree)
 
 
 def _hop(tree: Any, plan: _Plan) -> Any:

@@ -1,5 +1,6 @@
 """Hard negatives: what a step uses depends on the step alone; resumable; gated; errors come out; nothing lingers."""
 
+import pathlib
 import threading
 import time
 
@@ -100,7 +101,9 @@ def train(path, *, num_steps=18, resume=False, config=CONFIG, mesh_config=None, 
     mesh = make_mesh(mesh_config or MeshConfig(data=8))
     state, step, embed = make_steps(mesh)
     run = open_run_directory(path, OptimizerConfig(), resume=resume)
-    batches = sentence_batches(WORDS, batch_size=8, seed=3)
+    batches = sentence_batches(
+        WORDS, batch_size=8, seed=3, process_index=jax.process_index(), process_count=jax.process_count()
+    )
     rows = {"input_ids": Rows(lambda: time.sleep(slow))}
     miner = HardNegativeMiner(embed, rows, config=config, mesh=mesh, directory=path / "neighbours", seed=5)
     try:
@@ -162,6 +165,36 @@ def test_the_speed_of_mining_and_the_devices_do_not_matter(finished, tmp_path):
         for other_ids, other_negatives in others:
             np.testing.assert_array_equal(other_ids, ids)
             np.testing.assert_array_equal(other_negatives, negatives)
+
+
+TWO_PROCESSES = """
+    import pathlib, sys
+    from jaxcore.distributed import start
+    start()
+    sys.path.insert(0, {tests!r})
+    import test_hard_negatives as mining
+    import numpy as np
+    digest, seen = mining.train(pathlib.Path({path!r}))
+    np.savez(f"seen_{{mining.jax.process_index()}}.npz", *[part for pair in seen for part in pair])
+    print(digest)
+"""
+
+
+def test_two_processes_mine_and_draw_what_one_does(finished, tmp_path, launch):
+    """Sums over processes round in another order, so parameters agree to rounding, and what is drawn exactly."""
+    path, _, seen = finished
+    script = TWO_PROCESSES.format(tests=str(pathlib.Path(__file__).parent), path=str(tmp_path / "run"))
+    four_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    job = launch(script, count=2, environments={0: four_devices, 1: four_devices})
+    assert job.wait(120) == [0, 0], job.errors(0)[-2000:]
+    digests = {job.output(rank).split()[-1] for rank in range(2)}
+    assert len(digests) == 1, "both processes must end with the same parameters"
+    halves = [list(np.load(job.folder / f"seen_{rank}.npz").values()) for rank in range(2)]
+    for step, (ids, negatives) in enumerate(seen):
+        np.testing.assert_array_equal(np.concatenate([half[2 * step] for half in halves]), ids)
+        np.testing.assert_array_equal(np.concatenate([half[2 * step + 1] for half in halves]), negatives)
+    for refresh in (path / "neighbours").iterdir():
+        np.testing.assert_array_equal(np.load(refresh), np.load(tmp_path / "run" / "neighbours" / refresh.name))
 
 
 @pytest.mark.parametrize("stop_after", [4, 6, 13])
