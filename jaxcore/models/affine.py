@@ -1,4 +1,4 @@
-"""Linear layers and layer norms over rows: the shapes that run fast on every backend, CPU included.
+"""Linear layers and norms over rows: the shapes that run fast on every backend, CPU included.
 
 Inputs of any shape (..., features) are flattened to rows (batch * time, features) before the matrix product,
 and biases and norm scales are spread over the rows by a matrix product with a column of ones. Values are what
@@ -20,14 +20,16 @@ from jaxtyping import Array, Float
 def linear(
     x: Float[Array, "... features"],
     kernel: Float[Array, "features outputs"],
-    bias: Float[Array, "outputs"],
+    bias: Float[Array, "outputs"] | None,
     *,
     dtype: Any,
 ) -> Float[Array, "... outputs"]:
-    """`x W + b`, computed in `dtype`."""
+    """`x W + b`, or `x W` without a bias, computed in `dtype`."""
     rows = as_rows(x).astype(dtype)
     product = rows @ kernel.astype(dtype)
-    return (product + over_rows(bias.astype(dtype), len(rows))).reshape(*x.shape[:-1], -1)
+    if bias is not None:
+        product = product + over_rows(bias.astype(dtype), len(rows))
+    return product.reshape(*x.shape[:-1], -1)
 
 
 def layer_norm(
@@ -49,6 +51,18 @@ def layer_norm(
     count = len(rows)
     result = normal * over_rows(scale.astype(jnp.float32), count) + over_rows(bias.astype(jnp.float32), count)
     return result.astype(dtype).reshape(x.shape)
+
+
+def rms_norm(
+    x: Float[Array, "... features"], scale: Float[Array, "features"], *, epsilon: float, dtype: Any
+) -> Float[Array, "... features"]:
+    """`x / sqrt(mean(x^2) + epsilon) * scale` over the last axis (Zhang & Sennrich 2019).
+
+    Computed in float32 and returned in `dtype`.
+    """
+    rows = as_rows(x).astype(jnp.float32)
+    normal = rows * jax.lax.rsqrt(jnp.square(rows).mean(1, keepdims=True) + epsilon)
+    return (normal * over_rows(scale.astype(jnp.float32), len(rows))).astype(dtype).reshape(x.shape)
 
 
 def as_rows(x: Float[Array, "... features"]) -> Float[Array, "rows features"]:
@@ -73,11 +87,14 @@ class Linear(nn.Module):
     axes: tuple[str | None, str | None]
     dtype: Any
     kernel_init: nn.initializers.Initializer
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... outputs"]:
         kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
+        if not self.use_bias:
+            return linear(x, jnp.asarray(kernel), None, dtype=self.dtype)
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
         bias = self.param("bias", bias_init, (self.features,), jnp.float32)
         return linear(x, jnp.asarray(kernel), jnp.asarray(bias), dtype=self.dtype)
@@ -97,3 +114,16 @@ class LayerNorm(nn.Module):
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
         bias = self.param("bias", bias_init, shape, jnp.float32)
         return layer_norm(x, jnp.asarray(scale), jnp.asarray(bias), epsilon=self.epsilon, dtype=self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a parameter `scale` on the logical axis "norm"."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        return rms_norm(x, jnp.asarray(scale), epsilon=self.epsilon, dtype=self.dtype)

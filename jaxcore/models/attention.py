@@ -54,7 +54,7 @@ def attend(
             f"fused attention has no weight dropout, but attention_dropout={dropout_rate}: "
             "set it to 0, or use the implementation 'auto' or 'explicit'"
         )
-    return _fused(queries, keys, values, mask)
+    return fused_attention(queries, keys, values, mask)
 
 
 def _explicit(queries, keys, values, mask, dropout_rate, dropout_key):
@@ -67,7 +67,7 @@ def _explicit(queries, keys, values, mask, dropout_rate, dropout_key):
     queries = queries * (1 / math.sqrt(queries.shape[-1]))
     logits = jnp.einsum("bhtd,bhsd->bhts", queries, keys, preferred_element_type=jnp.float32)
     if mask is not None:
-        logits = jnp.where(mask, logits, _LARGE_NEGATIVE)
+        logits = jnp.where(mask, logits, LARGE_NEGATIVE)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
     weights = checkpoint_name(weights, "attention_weights")
     if dropout_rate > 0:
@@ -76,10 +76,16 @@ def _explicit(queries, keys, values, mask, dropout_rate, dropout_key):
 
 
 # Finite, so that a row with nothing to look at stays finite; far below any logit.
-_LARGE_NEGATIVE = -1e30
+LARGE_NEGATIVE = -1e30
 
 
-def _fused(queries, keys, values, mask):
+def fused_attention(
+    queries: Float[Array, "batch time heads head_dim"],
+    keys: Float[Array, "batch source groups head_dim"],
+    values: Float[Array, "batch source groups head_dim"],
+    mask: Bool[Array, "batch #heads #time source"] | None,
+) -> Float[Array, "batch time heads head_dim"]:
+    """Attention whose weights exist nowhere; heads may share keys and values in equal groups."""
     half = queries.dtype in (jnp.bfloat16, jnp.float16)
     cudnn = half and jax.default_backend() == "gpu" and queries.shape[-1] % 8 == 0
     if mask is not None and cudnn:  # the kernel wants the mask of every query written out

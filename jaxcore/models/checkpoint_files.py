@@ -53,13 +53,16 @@ class TensorReader:
                 missing or damaged, or index and files disagree.
         """
         if (directory / WEIGHTS).is_file():
-            return self._open(directory / WEIGHTS)
+            return self.open_file(directory / WEIGHTS)
         if not (directory / WEIGHTS_INDEX).is_file():
             raise ValueError(_no_weights(directory))
         weight_map = read_json(directory / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{directory / WEIGHTS_INDEX}: no weight_map")
-        tensors = [tensor for file in sorted(set(weight_map.values())) for tensor in self._open(directory / file)]
+        files = [directory / name for name in sorted(set(weight_map.values()))]
+        if missing := [file for file in files if not file.is_file()]:
+            raise ValueError(f"{missing[0]}: named by the index, but missing")
+        tensors = [tensor for file in files for tensor in self.open_file(file)]
         stored = {tensor.name: tensor.file.name for tensor in tensors}
         for name in sorted(set(weight_map) | set(stored)):
             if weight_map.get(name) != stored.get(name):
@@ -75,9 +78,10 @@ class TensorReader:
             return self._handles[tensor.file].get_tensor(tensor.name)
         return self._handles[tensor.file].get_slice(tensor.name)[index]
 
-    def _open(self, file: pathlib.Path) -> list[StoredTensor]:
+    def open_file(self, file: pathlib.Path) -> list[StoredTensor]:
+        """All tensors of one file. Raises ValueError if it is missing or damaged."""
         if not file.is_file():
-            raise ValueError(f"{file}: named by the index, but missing")
+            raise ValueError(f"{file}: no such weight file")
         try:
             handle = self._stack.enter_context(safe_open(file, framework="np"))
         except (SafetensorError, OSError) as error:

@@ -21,27 +21,28 @@ from jaxcore.models.encoder import Encoder
 from jaxcore.models.encoder_config import EncoderConfig
 from jaxcore.models.huggingface_layout import (
     CLASSIFIER_POOLERS,
-    ParameterLayout,
     canonical_tensor_name,
     classifier_dropout,
     classifier_layouts,
     classifier_to_huggingface,
     parameter_layouts,
 )
-from jaxcore.models.pretrained import (
-    Shardings,
+from jaxcore.models.model_directories import (
     check_vacant,
     clear_directory,
-    flatten_paths,
-    load_pretrained,
-    nest_paths,
-    read_config,
-    read_parameter,
     resolve_directory,
-    sharding_of,
-    stored_tensors,
     write_json,
     write_tensors,
+)
+from jaxcore.models.parameter_layout import ParameterLayout
+from jaxcore.models.pretrained import load_pretrained, read_config
+from jaxcore.models.stored_parameters import (
+    Shardings,
+    flatten_paths,
+    nest_paths,
+    read_parameter,
+    sharding_of,
+    stored_tensors,
 )
 
 
@@ -164,7 +165,7 @@ def load_classifier(
         config = _read_classifier_config(directory, settings, dataclasses.replace(chosen, **overrides), tensors)
         layouts = classifier_layouts(config.encoder, config.num_classes)
         _check_head(directory, layouts, tensors)
-        place = sharding_of(sharding, _all_layouts(config))
+        place = sharding_of(sharding, _all_layouts(config), EncoderClassifier(config))
         leaves = {
             path: read_parameter(reader, layout, tensors, np.dtype(dtype), place(path))
             for path, layout in layouts.items()

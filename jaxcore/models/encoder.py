@@ -15,6 +15,8 @@ from jaxcore.models.affine import LayerNorm, Linear, linear
 from jaxcore.models.attention import attend
 from jaxcore.models.dropout import dropout
 from jaxcore.models.encoder_config import EncoderConfig
+from jaxcore.models.layer_stack import stack_layers
+from jaxcore.models.token_table import lookup
 
 
 @flax.struct.dataclass
@@ -85,23 +87,7 @@ class Encoder(nn.Module):
 
     def _layers(self, deterministic: bool) -> nn.Module:
         """All blocks as one scanned module with stacked parameters."""
-        config, block = self.config, EncoderLayer
-        if config.remat != "none":
-            policies = jax.checkpoint_policies
-            policy = policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
-            # Inside a loop the compiler cannot merge the recomputation with the original, so it needs no
-            # guard.
-            block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers)
-        scanned = nn.scan(
-            block,
-            length=config.num_layers,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-            unroll=1 if config.scan_layers else config.num_layers,
-        )
-        return scanned(config, deterministic, name="layers")
+        return stack_layers(EncoderLayer, self.config)(self.config, deterministic, name="layers")
 
 
 class Embeddings(nn.Module):
@@ -115,17 +101,15 @@ class Embeddings(nn.Module):
         config = self.config
         if token_type_ids is not None and config.num_token_types == 0:
             raise ValueError(f"{config.architecture} has no token types: leave token_type_ids out")
-        words = _lookup(self._table("word", config.vocab_size, "vocab"), input_ids, config.dtype)
+        words = lookup(self._table("word", config.vocab_size, "vocab"), input_ids, config.dtype)
         x = checkpoint_name(constrain_rows(words), "token_embeddings")
         if position_ids is None:
             position_ids = _position_ids(input_ids, config)
-        x += _lookup(self._table("position", config.max_positions, "position"), position_ids, config.dtype)
+        x += lookup(self._table("position", config.max_positions, "position"), position_ids, config.dtype)
         if config.num_token_types > 0:
             types = self._table("token_type", config.num_token_types, None)
             x += (
-                types[0].astype(config.dtype)
-                if token_type_ids is None
-                else _lookup(types, token_type_ids, config.dtype)
+                types[0].astype(config.dtype) if token_type_ids is None else lookup(types, token_type_ids, config.dtype)
             )
         x = checkpoint_name(constrain_rows(_norm(config, "norm")(x)), "embeddings")
         return _drop(self, x)
@@ -229,10 +213,6 @@ def _position_ids(input_ids, config):
         return jnp.arange(input_ids.shape[1])[None]
     real = (input_ids != config.pad_token_id).astype(jnp.int32)
     return jnp.cumsum(real, 1) * real + config.pad_token_id
-
-
-def _lookup(table, ids, dtype):
-    return jnp.take(table, ids, axis=0, mode="fill").astype(dtype)
 
 
 def _normal(config):

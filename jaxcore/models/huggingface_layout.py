@@ -3,14 +3,11 @@
 Pure tables and arithmetic: nothing here reads or writes a file.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxcore.models.encoder_config import EncoderConfig
+from jaxcore.models.parameter_layout import ALL, TRANSPOSED, ParameterLayout, Piece, stacked, whole, whole_norm
 
 # model_type of config.json -> our architecture. The last two are RoBERTa with other training data.
 MODEL_TYPES = {
@@ -68,12 +65,24 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-_ACTIVATION_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
+_ACTIVATION_NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}
 
 _MODEL_CLASSES = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
 
 # Options that change the computation and that the Encoder does not have, with the one value it stands for.
 _FIXED_OPTIONS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+
+
+def activation_from_huggingface(name: str) -> str:
+    """Our name of an activation. Raises ValueError for one that we lack."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"config.json: unknown activation {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def activation_to_huggingface(name: str) -> str:
+    """What transformers calls it."""
+    return _ACTIVATION_NAMES.get(name, name)
 
 
 def fields_from_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,10 +102,7 @@ def fields_from_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
     for field, key in _FIELDS[architecture].items():
         if settings.get(key) is not None:
             fields[field] = settings[key]
-    activation = fields.get("activation", "gelu")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"config.json: unknown activation {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    fields["activation"] = _ACTIVATIONS[activation]
+    fields["activation"] = activation_from_huggingface(fields.get("activation", "gelu"))
     if architecture == "roberta":
         fields["position_offset"] = fields["pad_token_id"] + 1
     return fields
@@ -111,88 +117,32 @@ def config_to_huggingface(config: EncoderConfig, *, dtype: str) -> dict[str, Any
     }
     for field, key in _FIELDS[config.architecture].items():
         settings[key] = getattr(config, field)
-    settings[_FIELDS[config.architecture]["activation"]] = _ACTIVATION_NAMES[config.activation]
+    settings[_FIELDS[config.architecture]["activation"]] = activation_to_huggingface(config.activation)
     return settings
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """One stored tensor and its place in a parameter: `parameter[place]` holds its values, with axes
-    rearranged.
-
-    `axes` says, for each axis of the stored tensor, which axes of `parameter[place]` it runs over: ((0,),
-    (1,)) is the tensor as it is, ((1,), (0,)) its transpose, and ((1, 2), (0,)) a transpose whose columns are
-    split in two axes.
-    """
-
-    tensor: str
-    place: tuple[int | slice, ...]
-    axes: tuple[tuple[int, ...], ...]
-
-    def kept(self, sizes: Sequence[Any]) -> list[Any]:
-        """Those of `sizes`, one per axis of the parameter, that belong to axes of `parameter[place]`."""
-        return [size for size, at in zip(sizes, self.place, strict=True) if isinstance(at, slice)]
-
-    def tensor_shape(self, parameter_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape that the stored tensor must have."""
-        kept = self.kept(parameter_shape)
-        return tuple(math.prod(kept[axis] for axis in group) for group in self.axes)
-
-    def to_tensor(self, parameter: np.ndarray) -> np.ndarray:
-        """The stored tensor out of the whole parameter."""
-        order = [axis for group in self.axes for axis in group]
-        values = parameter[self.place].transpose(order).reshape(self.tensor_shape(parameter.shape))
-        return np.ascontiguousarray(values)
-
-    def read(self, tensor: Callable[[tuple[slice, ...]], np.ndarray], shape, bounds) -> np.ndarray:
-        """The part of `parameter[place]` within `bounds`, a (start, stop) per axis of the parameter of this
-        `shape`.
-
-        `tensor` reads a slice of the stored tensor. Of an axis that is split in two, all of the inner one is
-        read.
-        """
-        sizes, bounds = self.kept(shape), self.kept(bounds)
-        order = [axis for group in self.axes for axis in group]
-        inner = {axis: math.prod(sizes[a] for a in group[1:]) for group in self.axes for axis in group[:1]}
-        source = tuple(slice(*(inner[group[0]] * bound for bound in bounds[group[0]])) for group in self.axes)
-        split = [bounds[a][1] - bounds[a][0] if a in inner else sizes[a] for a in order]
-        values = tensor(source).reshape(split).transpose(np.argsort(order))
-        return values[tuple(slice(None) if a in inner else slice(*bounds[a]) for a in range(len(sizes)))]
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterLayout:
-    """Shape of one parameter of the Encoder and the stored tensors that fill it."""
-
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
 
 
 # The linear layer of a sentence-transformers Dense module lives in a file of its own, under this prefix here.
 SENTENCE_DENSE = "sentence_dense."
-
-_ALL = slice(None)
-_TRANSPOSED = ((1,), (0,))
 
 
 def parameter_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
     """Every parameter of `Encoder(config)` by its path ("layers/mlp_in/kernel"), with where it is stored."""
     hidden, wide, depth = config.hidden_size, config.intermediate_size, config.num_layers
     layouts = {
-        "embeddings/word": _whole("embeddings.word_embeddings.weight", (config.vocab_size, hidden)),
-        "embeddings/position": _whole("embeddings.position_embeddings.weight", (config.max_positions, hidden)),
-        **_whole_norm("embeddings/norm", "embeddings.LayerNorm", hidden),
+        "embeddings/word": whole("embeddings.word_embeddings.weight", (config.vocab_size, hidden)),
+        "embeddings/position": whole("embeddings.position_embeddings.weight", (config.max_positions, hidden)),
+        **whole_norm("embeddings/norm", "embeddings.LayerNorm", hidden),
     }
     if config.num_token_types > 0:
         shape = (config.num_token_types, hidden)
-        layouts["embeddings/token_type"] = _whole("embeddings.token_type_embeddings.weight", shape)
+        layouts["embeddings/token_type"] = whole("embeddings.token_type_embeddings.weight", shape)
     names = _DISTILBERT_LAYER if config.architecture == "distilbert" else _BERT_LAYER
     qkv = [[name.format(layer) for name in names["qkv"]] for layer in range(depth)]
     heads, size = config.num_heads, config.head_size
     layouts["layers/attention/qkv_kernel"] = ParameterLayout(
         (depth, hidden, heads, 3, size),
         tuple(
-            Piece(f"{name}.weight", (layer, _ALL, _ALL, part, _ALL), ((1, 2), (0,)))
+            Piece(f"{name}.weight", (layer, ALL, ALL, part, ALL), ((1, 2), (0,)))
             for layer in range(depth)
             for part, name in enumerate(qkv[layer])
         ),
@@ -200,7 +150,7 @@ def parameter_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
     layouts["layers/attention/qkv_bias"] = ParameterLayout(
         (depth, heads, 3, size),
         tuple(
-            Piece(f"{name}.bias", (layer, _ALL, part, _ALL), ((0, 1),))
+            Piece(f"{name}.bias", (layer, ALL, part, ALL), ((0, 1),))
             for layer in range(depth)
             for part, name in enumerate(qkv[layer])
         ),
@@ -210,11 +160,11 @@ def parameter_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
         ("mlp_in", (hidden, wide)),
         ("mlp_out", (wide, hidden)),
     ):
-        layouts |= _stacked(f"layers/{path}/kernel", f"{names[path]}.weight", (depth, *sizes), axes=_TRANSPOSED)
-        layouts |= _stacked(f"layers/{path}/bias", f"{names[path]}.bias", (depth, sizes[1]))
+        layouts |= stacked(f"layers/{path}/kernel", f"{names[path]}.weight", (depth, *sizes), axes=TRANSPOSED)
+        layouts |= stacked(f"layers/{path}/bias", f"{names[path]}.bias", (depth, sizes[1]))
     for path in ("attention_norm", "mlp_norm"):
-        layouts |= _stacked(f"layers/{path}/scale", f"{names[path]}.weight", (depth, hidden))
-        layouts |= _stacked(f"layers/{path}/bias", f"{names[path]}.bias", (depth, hidden))
+        layouts |= stacked(f"layers/{path}/scale", f"{names[path]}.weight", (depth, hidden))
+        layouts |= stacked(f"layers/{path}/bias", f"{names[path]}.bias", (depth, hidden))
     return layouts | pooler_layouts(config)
 
 
@@ -226,9 +176,9 @@ def pooler_layouts(config: EncoderConfig) -> dict[str, ParameterLayout]:
     return {
         "pooler/dense/kernel": ParameterLayout(
             (config.hidden_size, config.hidden_size),
-            (Piece(f"{stored}.weight", (_ALL, _ALL), _TRANSPOSED),),
+            (Piece(f"{stored}.weight", (ALL, ALL), TRANSPOSED),),
         ),
-        "pooler/dense/bias": _whole(f"{stored}.bias", (config.hidden_size,)),
+        "pooler/dense/bias": whole(f"{stored}.bias", (config.hidden_size,)),
     }
 
 
@@ -250,25 +200,6 @@ _DISTILBERT_LAYER: dict[str, Any] = {
 }
 
 
-def _whole(tensor: str, shape: tuple[int, ...]) -> ParameterLayout:
-    return ParameterLayout(shape, (Piece(tensor, (_ALL,) * len(shape), tuple((axis,) for axis in range(len(shape)))),))
-
-
-def _whole_norm(path: str, tensor: str, size: int) -> dict[str, ParameterLayout]:
-    return {
-        f"{path}/scale": _whole(f"{tensor}.weight", (size,)),
-        f"{path}/bias": _whole(f"{tensor}.bias", (size,)),
-    }
-
-
-def _stacked(
-    path: str, tensor: str, shape: tuple[int, ...], *, axes: tuple[tuple[int, ...], ...] = ((0,),)
-) -> dict[str, ParameterLayout]:
-    rest = (_ALL,) * (len(shape) - 1)
-    pieces = (Piece(tensor.format(layer), (layer, *rest), axes) for layer in range(shape[0]))
-    return {path: ParameterLayout(shape, tuple(pieces))}
-
-
 # What the head of each family reads; BERT's dense layer is its pooler, the others have one of their own.
 CLASSIFIER_POOLERS: dict[str, Any] = {"bert": "cls_tanh", "roberta": "none", "distilbert": "none"}
 _CLASSIFIER_TENSORS = {
@@ -283,9 +214,9 @@ def classifier_layouts(config: EncoderConfig, num_classes: int) -> dict[str, Par
     layouts = {}
     for path, tensor in _CLASSIFIER_TENSORS[config.architecture].items():
         outputs = num_classes if path == "output" else config.hidden_size
-        kernel = Piece(f"{tensor}.weight", (_ALL, _ALL), _TRANSPOSED)
+        kernel = Piece(f"{tensor}.weight", (ALL, ALL), TRANSPOSED)
         layouts[f"{path}/kernel"] = ParameterLayout((config.hidden_size, outputs), (kernel,))
-        layouts[f"{path}/bias"] = _whole(f"{tensor}.bias", (outputs,))
+        layouts[f"{path}/bias"] = whole(f"{tensor}.bias", (outputs,))
     return layouts
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcore.distributed import constrain_rows
 from jaxcore.models.affine import linear
+from jaxcore.models.attention_normalisers import ATTENTION_NORMALISERS, AttentionNormaliser
 from jaxcore.models.dropout import dropout
 from jaxcore.models.encoder import check_token_arrays
 from jaxcore.transforms.jaxprs import typed_like
@@ -38,7 +39,9 @@ class RecurrentConfig:
     inputs: Literal["single", "pair"] = "single"
     """One text, or two that share embeddings, layers and attention."""
     attention: RecurrentAttention = "additive"
-    """How hidden states are weighed: see `TextAttention`."""
+    """How hidden states are scored: see `TextAttention`."""
+    attention_normaliser: AttentionNormaliser = "softmax"
+    """What makes weights of the scores: see `jaxcore.models.attention_normalisers`."""
     attention_size: int = 128
     """Width of the hidden layer of additive attention."""
     trainable_embeddings: bool = True
@@ -57,6 +60,7 @@ class RecurrentConfig:
         choices = {
             "inputs": ("single", "pair"),
             "attention": get_args(RecurrentAttention),
+            "attention_normaliser": get_args(AttentionNormaliser),
             "dtype": ("float32", "bfloat16", "float16", "float64"),
         }
         for name, allowed in choices.items():
@@ -95,7 +99,9 @@ class RecurrentClassifier(nn.Module):
             BidirectionalLSTM(config.hidden_size, config.dtype, name=f"layer_{index}")
             for index in range(config.num_layers)
         ]
-        self.attention = TextAttention(config.attention, config.attention_size, name="attention")
+        self.attention = TextAttention(
+            config.attention, config.attention_size, config.attention_normaliser, name="attention"
+        )
         self.output = nn.Dense(
             config.num_classes,
             dtype=jnp.promote_types(config.dtype, jnp.float32),
@@ -238,15 +244,17 @@ class BidirectionalLSTM(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """``alpha = softmax(e)`` over the real tokens and ``c = sum_t alpha_t h_t``; nothing else is asked about the text.
+    """``alpha = normaliser(e)`` over the real tokens and ``c = sum_t alpha_t h_t``; nothing else is asked of the text.
 
     "additive": ``e_t = v' tanh(W h_t + b)`` (Bahdanau et al. 2015 without a query); "dot": ``e_t = q' h_t / sqrt(2 H)``
-    with one learned vector q; "uniform": ``e_t = 0``, the mean, which shows what attention is worth. A text without
-    real tokens has weights and context 0.
+    with one learned vector q; "uniform": ``e_t = 0``, the mean, which shows what attention is worth. The normaliser is
+    softmax, or one whose weights can be 0 (sparsemax, 1.5-entmax), for which DeepLIFT and LRP have no rule. A text
+    without real tokens has weights and context 0.
     """
 
     kind: RecurrentAttention
     size: int
+    normaliser: AttentionNormaliser = "softmax"
 
     @nn.compact
     def __call__(
@@ -254,9 +262,7 @@ class TextAttention(nn.Module):
     ) -> tuple[Float[Array, "batch time"], Float[Array, "batch features"]]:
         """Weights (float32 or wider) and context."""
         states = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-        scores = self._scores(states)
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-        weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0)
+        weights = ATTENTION_NORMALISERS[self.normaliser](self._scores(states), mask=mask)
         weights = checkpoint_name(weights, "attention_weights")
         return weights, jnp.einsum("bt,bth->bh", weights, states).astype(hidden.dtype)
 

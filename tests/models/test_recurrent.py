@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
+from scipy import optimize
 
+from jaxcore.attribution import activation_gradient
 from jaxcore.distributed import MeshConfig, batch_sharding, jit_on_mesh, make_mesh, tree_shardings
 from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig, with_word_vectors
 from jaxcore.transforms import activation_names, capture, intervene
@@ -102,6 +104,35 @@ def test_pairs_match_torch():
     np.testing.assert_allclose(output.logits, features @ ours["output"]["kernel"] + ours["output"]["bias"], atol=1e-5)
     np.testing.assert_allclose(output.attention_weights, weights[0], atol=1e-5)
     np.testing.assert_allclose(output.second_attention_weights, weights[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("normaliser", ("sparsemax", "entmax15"))
+def test_sparse_attention_looks_away_from_tokens_and_attribution_finds_it_by_name(normaliser):
+    config = dataclasses.replace(CONFIG, attention_normaliser=normaliser, num_layers=1)
+    params = {name: leaf for name, leaf in PARAMS.items() if name != "layer_1"}
+    params["attention"] = jax.tree.map(lambda leaf: 3 * leaf, params["attention"])  # scores far enough apart
+    model = RecurrentClassifier(config)
+    vectors = model.apply({"params": params}, IDS, method="embed")
+
+    def score(vectors):
+        return model.apply({"params": params}, vectors, MASK, method="classify").logits[:, 1]
+
+    (weights, gradient), hidden = jax.jit(
+        lambda x: (activation_gradient(score, x, "attention_weights"), capture(score, "hidden_states")(x)[1])
+    )(vectors)
+    assert 0 < (weights[MASK == 1] == 0).mean() < 1 and not weights[MASK == 0].any()
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    # The logit is linear in the context, so its derivative to a weight is what that token's state adds.
+    np.testing.assert_allclose(gradient, hidden["hidden_states"] @ params["output"]["kernel"][:, 1], atol=1e-5)
+    h = np.asarray(hidden["hidden_states"], np.float64)[1, :5]
+    scores = np.tanh(h @ params["attention"]["kernel"] + params["attention"]["bias"]) @ params["attention"]["vector"]
+    scale, power = (1, 1) if normaliser == "sparsemax" else (0.5, 2)
+    threshold = optimize.brentq(
+        lambda tau: (np.maximum(scale * scores - tau, 0) ** power).sum() - 1,
+        scale * scores.max() - 1,
+        scale * scores.max(),
+    )
+    np.testing.assert_allclose(weights[1, :5], np.maximum(scale * scores - threshold, 0) ** power, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ("right", "left"))
@@ -230,5 +261,7 @@ def test_bad_input():
         apply(CONFIG, PARAMS, np.ones((2, 3, 4), np.float32), method="classify")
     with pytest.raises(ValueError, match="attention must be one of additive, dot, uniform"):
         RecurrentConfig(attention="cosine")
+    with pytest.raises(ValueError, match="attention_normaliser must be one of softmax, sparsemax, entmax15, got 'max'"):
+        RecurrentConfig(attention_normaliser="max")
     with pytest.raises(ValueError, match="hidden_size must be positive"):
         RecurrentConfig(hidden_size=0)
