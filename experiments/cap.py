@@ -18,9 +18,9 @@ is presented as the paper's, but for the student (RoBERTa-base) and the data of 
 Read top to bottom: configuration, presets, student, loss, steps, priors, arms, run, measures, report, claims.
 """
 
+import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +34,16 @@ from flax.core import meta
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from experiments.protocol import Devices, Paper, Program, Step
+from experiments.protocol import (
+    Devices,
+    Paper,
+    Program,
+    Step,
+    abstract_rows,
+    checked_mesh,
+    results_of,
+    single_run_note,
+)
 from jaxcore.attribution.agreement import spearman
 from jaxcore.attribution.attribution_priors import (
     fuse_priors,
@@ -53,20 +62,18 @@ from jaxcore.data.intent_task import (
     IntentDataConfig,
     IntentTask,
     LabelledWords,
-    RowSampler,
     open_intent_task,
-    row_batches,
     tokenizer_of,
 )
 from jaxcore.data.label_teachers import label_scores
+from jaxcore.data.prior_files import read_priors, write_priors
+from jaxcore.data.row_batches import RowSampler, row_batches
 from jaxcore.distributed import (
     MeshConfig,
     batch_sharding,
-    check_batch,
     current_ticker,
     gather_to_host,
     jit_on_mesh,
-    make_mesh,
 )
 from jaxcore.evaluation import Claim, Claims, Measured, RunValues, Verdict, judge_single_run, map_rows
 from jaxcore.losses.attribution_alignment import Distance, alignment_loss, pool_segments
@@ -81,15 +88,13 @@ from jaxcore.training import (
     abstract_state,
     check_run_directory,
     create_state,
-    describe_device,
     fit,
     make_optimizer,
     make_train_step,
     one_shot_gradients,
     open_run_directory,
-    package_versions,
-    params_digest,
     read_metrics,
+    run_part,
     write_results,
 )
 from jaxcore.transforms import intervene
@@ -491,10 +496,7 @@ def make_steps(config: Config, devices: Devices | None = None) -> Steps:
 
 @functools.lru_cache(maxsize=2)
 def _steps(config: Config, devices: tuple[jax.Device, ...] | None) -> Steps:
-    mesh = make_mesh(config.mesh, devices)
-    processes = len({device.process_index for device in mesh.devices.flat})
-    for rows in (config.rows, config.evaluation_batch):
-        check_batch(mesh, rows, processes)
+    mesh = checked_mesh(config.mesh, devices, config.rows, config.evaluation_batch)
     student = make_student(config)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     state = abstract_state(student.initialize, optimizer, mesh)
@@ -522,28 +524,22 @@ def _steps(config: Config, devices: tuple[jax.Device, ...] | None) -> Steps:
 def build(config: Config, devices: Devices | None = None) -> Program:
     """Every jitted step with abstract inputs; see `experiments`."""
     steps = make_steps(config, devices)
-    split = batch_sharding(steps.mesh)
+    tokens = (config.data.words if config.student == "pooled" else config.data.tokens,)
+    words = (config.data.words,)
+    trained_on = {"input_ids": tokens, "attention_mask": tokens, "word_ids": tokens, "present": words, "labels": ()}
 
-    def rows(count: int, *extra: str) -> dict[str, Any]:
-        tokens = config.data.words if config.student == "pooled" else config.data.tokens
-        shapes: dict[str, Any] = {
-            name: ((count, tokens), jnp.int32) for name in ("input_ids", "attention_mask", "word_ids")
-        }
-        shapes |= {"present": ((count, config.data.words), jnp.bool_), "labels": ((count,), jnp.int32)}
-        shapes |= {"prior": ((count, config.data.words), jnp.float32)} if "prior" in extra else {}
-        shapes |= {"roles": ((count, config.data.words), jnp.int32)} if "roles" in extra else {}
-        shapes |= {"confusable": ((count,), jnp.int32)} if "confusable" in extra else {}
-        return {name: jax.ShapeDtypeStruct(shape, kind, sharding=split) for name, (shape, kind) in shapes.items()}
+    def rows(count: int, **extra: tuple[int, ...]) -> dict[str, Any]:
+        return abstract_rows(steps.mesh, count, {**trained_on, **extra}, {"present": jnp.bool_, "prior": jnp.float32})
 
     judged = config.evaluation_batch
     params = steps.state.params
     return Program(
         mesh=steps.mesh,
         steps={
-            "train": Step(steps.train, (steps.state, rows(config.rows, "prior")), config.rows),
+            "train": Step(steps.train, (steps.state, rows(config.rows, prior=words)), config.rows),
             "baseline": Step(steps.baseline, (steps.state, rows(config.rows)), config.rows),
             "predict": Step(steps.predict, (params, rows(judged)), judged),
-            "explain": Step(steps.explain, (params, rows(judged, "roles", "confusable")), judged),
+            "explain": Step(steps.explain, (params, rows(judged, roles=words, confusable=())), judged),
             "prior_attributions": Step(steps.prior_attributions, (params, rows(judged)), judged),
         },
     )
@@ -700,43 +696,11 @@ STORED = ("cap", "affinity", "lime", "ig", "shap")
 """Priors in a run's ``priors.jsonl``, under ``r_`` and their name, one number per word."""
 
 
-def write_priors(path: pathlib.Path, texts: LabelledWords, priors: Mapping[str, np.ndarray]) -> None:
-    """One line per training text: id, words, label, and the priors of `STORED`."""
-    with path.open("w", encoding="utf-8") as file:
-        for number, words in enumerate(texts.words):
-            line: dict[str, Any] = {"id": number, "words": words, "label": int(texts.labels[number])}
-            for name in (name for name in STORED if name in priors):
-                line[f"r_{name}"] = [round(float(value), 7) for value in priors[name][number][: len(words)]]
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def read_priors(path: pathlib.Path, texts: LabelledWords, present: np.ndarray) -> dict[str, np.ndarray]:
-    """The priors that a file holds for these texts, found by words and label.
-
-    Raises:
-        ValueError: no such file, a line that cannot be read, a text that it does not hold.
-    """
-    if not path.is_file():
-        raise ValueError(f"no file of priors at {path}; give the priors.jsonl of a run, or leave priors.file out")
-    found: dict[tuple, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            found[(tuple(record["words"]), int(record["label"]))] = record
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected words, label and r_... ({error})") from error
-    names = [name for name in STORED if all(f"r_{name}" in record for record in found.values())]
-    read = {name: np.zeros(present.shape, np.float32) for name in names}
-    for row, (words, label) in enumerate(zip(texts.words, texts.labels, strict=True)):
-        matching = found.get((tuple(words), int(label)))
-        if matching is None:
-            raise ValueError(f"{path} has no prior for training text {row} ({' '.join(words[:6])} ...)")
-        for name in names:
-            if len(matching[f"r_{name}"]) != len(words):
-                raise ValueError(
-                    f"{path}: r_{name} of text {row} has {len(matching[f'r_{name}'])} values, not {len(words)}"
-                )
-            read[name][row, : len(words)] = matching[f"r_{name}"]
+def given_priors(config: Config, texts: LabelledWords, present: np.ndarray) -> dict[str, np.ndarray]:
+    """The priors of ``priors.file`` for these texts, if there is one."""
+    if not config.priors.file:
+        return {}
+    read = read_priors(pathlib.Path(config.priors.file), texts, names=STORED)
     mask = jnp.asarray(present)
     return {name: np.asarray(normalised_prior(jnp.asarray(values), mask)) for name, values in read.items()}
 
@@ -788,12 +752,8 @@ def fit_student(run: Run, prior: np.ndarray | None, directory: RunDirectory, tit
 
 def fit_aside(run: Run, prior: np.ndarray | None, name: str) -> Any:
     """`fit_student` in a run directory of its own under the run's, so that each arm resumes where it stood."""
-    path = run.directory.path / "arms" / name
-    directory = open_run_directory(path, run.config, resume=run.resume and path.exists())
-    try:
+    with run_part(run.directory.path / "arms" / name, run.config, resume=run.resume) as directory:
         return fit_student(run, prior, directory, name)
-    finally:
-        directory.close()
 
 
 def train_baseline(run: Run) -> Any:
@@ -847,11 +807,9 @@ def run(
     rows = functools.partial(task.rows, tokenizer=tokenizer, start_token=config.student == "transformer")
     training = rows(task.training)
     RowSampler(training, batch_size=config.rows, seed=config.seed)  # refuses a batch that is too large
-    stored = pathlib.Path(config.priors.file)
-    given = read_priors(stored, task.training, training["present"]) if config.priors.file else {}
+    given = given_priors(config, task.training, training["present"])
     start = initial_params(config, steps, tokenizer)
-    directory = open_run_directory(run_dir, config, resume=resume)
-    try:
+    with contextlib.closing(open_run_directory(run_dir, config, resume=resume)) as directory:
         parts = Run(config, steps, task, training, start, directory, resume, tick)
         baseline = train_baseline(parts)
         judge = functools.partial(map_rows, batch_size=config.evaluation_batch, mesh=steps.mesh, tick=tick)
@@ -861,7 +819,8 @@ def run(
                 lambda: judge(steps.prior_attributions, baseline, {name: training[name] for name in TRAINED_ON}),
             )  # fmt: skip
         if jax.process_index() == 0:
-            write_priors(directory.path / "priors.jsonl", task.training, priors.by_name)
+            stored = {name: priors.by_name[name] for name in STORED if name in priors.by_name}
+            write_priors(directory.path / "priors.jsonl", task.training, stored)
         params = fit_student(parts, priors.by_name.get(config.prior), directory, config.prior)
         students = {config.prior: params, **train_compared(parts, priors.by_name, baseline)}
         metrics = prior_metrics(config, training, priors)
@@ -869,22 +828,10 @@ def run(
         with current_ticker().phase("evaluate"):
             for name, student in students.items():
                 metrics |= measure_student(config, name, steps, student, texts, judge)
-        results = Results(
-            experiment="cap",
-            preset=config.preset,
-            seed=config.seed,
-            steps=config.num_steps,
-            seconds=round(time.perf_counter() - started, 2),
-            device=describe_device(),
-            versions=package_versions(),
-            metrics=metrics,
-            params_digest=params_digest(params),
-        )
+        results = results_of("cap", config, started=started, steps=config.num_steps, metrics=metrics, params=params)
         if jax.process_index() == 0:
             write_cap_report(config, task, results, priors, directory)
             write_results(directory.results, results)
-    finally:
-        directory.close()
     return results
 
 
@@ -992,8 +939,9 @@ def write_cap_report(
     config: Config, task: IntentTask, results: Results, priors: Priors, directory: RunDirectory
 ) -> None:
     """``report.html`` of one run."""
-    from jaxcore.reporting import Headline, KeyValues, Paragraph, Report, Section, Table, TokenHeatmap, write_report
+    from jaxcore.reporting import Headline, Paragraph, Section, Table, TokenHeatmap
     from jaxcore.reporting.authorship import training_section, verdict_section
+    from jaxcore.reporting.run_report import configuration_section, write_run_report
 
     metrics = results.metrics
     headline = [
@@ -1012,21 +960,19 @@ def write_cap_report(
         for name in config.arms
         if name in priors.by_name
     ]
-    blocks = [
+    sections = [
         Section("Data", [Paragraph(task.description)]),
-        verdict_section(single_run_verdicts(config, results), SINGLE_RUN_NOTE),
+        verdict_section(single_run_verdicts(config, results), single_run_note("cap")),
         Section("Students", [Table(("prior", *MEASURES), student_rows(config, metrics))], note=STUDENT_NOTE),
         Section("Priors", heatmaps) if heatmaps else None,
         training_section(read_metrics(directory.metrics)),
-        Section("Configuration", [KeyValues(dataclasses.asdict(config))], note=INFERRED_NOTE),
+        configuration_section(config, note=INFERRED_NOTE),
     ]
-    facts = {"preset": config.preset, "seed": str(config.seed), "steps": str(config.num_steps)}
-    facts |= {"device": results.device, "duration": f"{results.seconds:.0f} s", "jax": results.versions["jax"]}
-    sections = [block for block in blocks if block is not None]
-    write_report(directory.report, Report(PAPER.title, PAPER.claim, facts=facts, headline=headline, sections=sections))
+    write_run_report(
+        directory.report, results, title=PAPER.title, claim=PAPER.claim, headline=headline, sections=sections
+    )
 
 
-SINGLE_RUN_NOTE = "What this run alone says, one seed. The command 'verify cap' judges over seeds."
 INFERRED_NOTE = "The paper's own constants could not be read: those of the method are inferred."
 STUDENT_NOTE = (
     "Comprehensiveness (higher is better) and sufficiency (lower) are circular here: these students were trained to "

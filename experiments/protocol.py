@@ -1,20 +1,24 @@
-"""The types of the protocol in `experiments`, and how its modules are found."""
+"""The protocol in `experiments`: its types, what every paper does alike, and how its modules are found."""
 
 import dataclasses
 import importlib
 import pathlib
 import pkgutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import experiments
+from jaxcore.distributed import MeshConfig, batch_sharding, check_batch, make_mesh
 from jaxcore.evaluation import Claims
-from jaxcore.training import Results
+from jaxcore.training import Results, describe_device, package_versions, params_digest
 
 PRESET_NAMES = ("smoke", "cpu", "gpu", "pod")
+Devices = Sequence[jax.Device]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,68 @@ class Experiment(Protocol):
     run: Callable[..., Results]
 
 
+def checked_mesh(config: MeshConfig, devices: Devices | None, *batch_sizes: int) -> Mesh:
+    """The mesh of a configuration; ValueError for a batch that does not divide over it and its processes."""
+    mesh = make_mesh(config, devices)
+    processes = len({device.process_index for device in mesh.devices.flat})
+    for rows in batch_sizes:
+        check_batch(mesh, rows, processes)
+    return mesh
+
+
+def abstract_rows(
+    mesh: Mesh, count: int, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Any] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of `count` rows without data, split over the mesh, for a `Step`.
+
+    Args:
+        shapes: of one row, by name.
+        dtypes: of arrays that are not int32.
+    """
+    dtypes, split = dtypes or {}, batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((count, *shape), dtypes.get(name, jnp.int32), sharding=split)
+        for name, shape in shapes.items()
+    }
+
+
+def results_of(
+    experiment: str,
+    config: Any,
+    *,
+    started: float,
+    steps: int,
+    metrics: Mapping[str, float],
+    params: Any,
+    samples: Mapping[str, Sequence[float]] | None = None,
+) -> Results:
+    """What a finished run reports of itself.
+
+    Args:
+        config: a `Config`, with its preset and seed.
+        started: `time.perf_counter()` at the start of `run`.
+        steps: updates made.
+        params: what `params_digest` is of.
+    """
+    return Results(
+        experiment=experiment,
+        preset=config.preset,
+        seed=config.seed,
+        steps=steps,
+        seconds=round(time.perf_counter() - started, 2),
+        device=describe_device(),
+        versions=package_versions(),
+        metrics=metrics,
+        samples=samples or {},
+        params_digest=params_digest(params),
+    )
+
+
+def single_run_note(experiment: str) -> str:
+    """What stands over the verdicts of one run."""
+    return f"What this run alone says, one seed. The command 'verify {experiment}' judges over seeds."
+
+
 def names() -> list[str]:
     """Names of the papers: every module of the package that is not part of the command line."""
     support = {"protocol", "__main__", "arguments", "verification", "compilation"}
@@ -99,6 +165,3 @@ def violations(module: Any) -> list[str]:
     if not (module.__doc__ or "").strip():
         problems.append("the module has no docstring")
     return problems
-
-
-Devices = Sequence[jax.Device]

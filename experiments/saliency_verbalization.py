@@ -21,19 +21,14 @@ Read top to bottom: configuration, presets, texts, classifier, steps, verbalisat
 claims.
 """
 
-import csv
+import contextlib
 import dataclasses
 import functools
-import gzip
 import importlib
-import io
-import json
 import pathlib
 import re
-import tarfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -44,23 +39,28 @@ import scipy.stats
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.protocol import Devices, Paper, Program, Step
+from experiments.protocol import (
+    Devices,
+    Paper,
+    Program,
+    Step,
+    abstract_rows,
+    checked_mesh,
+    results_of,
+    single_run_note,
+)
 from jaxcore.attribution import completeness_error, integrated_gradients
 from jaxcore.attribution.scores import logit, predicted_classes
 from jaxcore.attribution.token_aggregation import sum_over_dims
-from jaxcore.data import Field, ListSource, Source, class_batches, load_tokenizer, open_source, tokenize_texts
-from jaxcore.data.sentiment_trees import binary_sentences, read_sentiment_trees
-from jaxcore.data.sentiment_world import SentimentWorld, SentimentWorldConfig
-from jaxcore.data.tokenization import pad_rows
+from jaxcore.data import class_batches
+from jaxcore.data.labelled_text_task import LabelledTextConfig, TextRows, open_labelled_text_task
+from jaxcore.data.sentiment_world import SentimentWorldConfig
 from jaxcore.distributed import (
     MeshConfig,
     batch_sharding,
-    check_batch,
     current_ticker,
-    default_cache_dir,
     gather_to_host,
     jit_on_mesh,
-    make_mesh,
 )
 from jaxcore.evaluation import (
     Claim,
@@ -73,6 +73,18 @@ from jaxcore.evaluation import (
     map_rows,
     paired_permutation_test,
 )
+from jaxcore.evaluation.control_maps import permuted_scores, random_spans
+from jaxcore.evaluation.explanation_study import (
+    STUDY_DATASETS,
+    Subset,
+    evaluation_rows,
+    guess_agreement,
+    read_study,
+    study_coverage_at_k,
+    study_files,
+    subset_means,
+)
+from jaxcore.evaluation.simulatability import NaiveBayesReader, fit_reader
 from jaxcore.models import EncoderConfig
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier, save_classifier
 from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig
@@ -100,14 +112,18 @@ from jaxcore.reporting.verbalisation import (
     Generate,
     Objective,
     TextTask,
-    check_citations,
-    cited_strings,
-    cited_tokens,
     glue_tokens,
     mask_label,
     prompt_for_generator,
     verbalise,
     verbalise_with,
+)
+from jaxcore.reporting.verbalisation_measures import (
+    adjacent_runs,
+    all_citations,
+    cited_mask,
+    exact_percentages,
+    snippet_mask,
 )
 from jaxcore.training import (
     LoopConfig,
@@ -117,14 +133,11 @@ from jaxcore.training import (
     abstract_state,
     check_run_directory,
     create_state,
-    describe_device,
     fit,
     make_optimizer,
     make_train_step,
     one_shot_gradients,
     open_run_directory,
-    package_versions,
-    params_digest,
     read_metrics,
     write_results,
 )
@@ -139,57 +152,6 @@ PAPER = Paper(
 
 
 # ---- configuration ---------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class TextDataConfig:
-    """Where classified texts come from and how they are read."""
-
-    path: str = ""
-    """Training texts: .txt (trees of SST: 0, 1 against 3, 4), .csv, .jsonl, .parquet or tfds:NAME/SPLIT. Empty: the
-    generated opinions."""
-    test_path: str = ""
-    """Texts that are explained; empty: `test_share` of the training texts."""
-    columns: tuple[str, ...] = ()
-    """Names of the columns of a CSV without header."""
-    text_fields: tuple[str, ...] = ("text",)
-    """Columns of the text, joined by a blank."""
-    label_field: str = "label"
-    """Column of the label, an integer; sorted, they are the classes of `label_names`."""
-    label_names: tuple[str, ...] = ("negative", "positive")
-    """What prompts and reports call the classes."""
-    test_share: float = 0.2
-    """Share that is held out where there is no test_path."""
-    tokenizer: str = ""
-    """Folder or hub id of a tokenizer; empty: whole words and punctuation marks of the training texts, lower case."""
-    vocab_size: int = 20_000
-    """Most ids of the words; with a tokenizer, its size."""
-    max_length: int = 64
-    """Ids of a text, longer ones are cut."""
-    cache_dir: str = ""
-    """Folder for tokenised texts; empty: data/ in the user's cache (JAXCORE_CACHE_DIR)."""
-    num_training: int = 7000
-    num_test: int = 800
-    """Generated sentences: half of the training ones for the classifier, half for the reader; and those explained."""
-    world: SentimentWorldConfig = dataclasses.field(default_factory=SentimentWorldConfig)
-    """The generated language of opinions."""
-
-    def __post_init__(self) -> None:
-        if len(set(self.label_names)) < 2 or len(set(self.label_names)) < len(self.label_names):
-            raise ValueError(f"data.label_names must be two or more different names: got {self.label_names}")
-        if self.max_length < 8 or self.vocab_size < 16 or not 0 < self.test_share < 1 or not self.text_fields:
-            raise ValueError(
-                "data.max_length must be >= 8, data.vocab_size >= 16, data.test_share in (0, 1), data.text_fields not "
-                f"empty: got {self.max_length}, {self.vocab_size}, {self.test_share}, {self.text_fields}"
-            )
-        if self.num_training < 4 or self.num_test < 2:
-            raise ValueError(
-                f"data.num_training must be >= 4, data.num_test >= 2: got {self.num_training}, {self.num_test}"
-            )
-        if self.tokenizer and not self.path:
-            raise ValueError("data.tokenizer needs data.path: generated sentences are whole words")
-        if self.test_path and not self.path:
-            raise ValueError("data.test_path needs data.path: the texts to train on")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +250,7 @@ class Config:
     """What a prompt asks for."""
     study_path: str = ""
     """Folder or .tar.gz of the published human study; empty: it is not analysed."""
-    data: TextDataConfig = dataclasses.field(default_factory=TextDataConfig)
+    data: LabelledTextConfig = dataclasses.field(default_factory=LabelledTextConfig)
     """Texts."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """From a map to runs."""
@@ -341,7 +303,7 @@ PRESETS: Mapping[str, Config] = {
         evaluation_batch_size=64,
         recurrent=RecurrentConfig(embedding_size=16, hidden_size=12, attention_size=8),
         integration_steps=5,
-        data=TextDataConfig(
+        data=LabelledTextConfig(
             vocab_size=1024,
             max_length=48,
             num_training=400,
@@ -355,7 +317,7 @@ PRESETS: Mapping[str, Config] = {
     "cpu": Config(
         preset="cpu",
         recurrent=RecurrentConfig(embedding_size=48, hidden_size=32, attention_size=32, dropout=0.2),
-        data=TextDataConfig(vocab_size=2048, world=_WORLD),
+        data=LabelledTextConfig(vocab_size=2048, world=_WORLD),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20, clip_norm=1.0),
         loop=LoopConfig(checkpoint_every=0),
     ),
@@ -369,7 +331,7 @@ PRESETS: Mapping[str, Config] = {
         transformer=_BERT,
         integration_chunk=1,
         task="news_article",
-        data=TextDataConfig(
+        data=LabelledTextConfig(
             path="tfds:ag_news_subset/train", test_path="tfds:ag_news_subset/test",
             text_fields=("title", "description"), label_names=("World", "Sports", "Business", "Sci/Tech"),
             vocab_size=30522, max_length=128,
@@ -388,7 +350,7 @@ PRESETS: Mapping[str, Config] = {
         classifier="transformer",
         transformer=dataclasses.replace(_BERT, attention_implementation="fused", remat="full"),
         integration_chunk=1,
-        data=TextDataConfig(
+        data=LabelledTextConfig(
             path="tfds:imdb_reviews/train", test_path="tfds:imdb_reviews/test", vocab_size=30522, max_length=512,
         ),
         reading=ReadingConfig(num_texts=25_000),
@@ -401,181 +363,40 @@ PRESETS: Mapping[str, Config] = {
 
 # ---- texts -----------------------------------------------------------------------------------------------
 
-_PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
+class Task(NamedTuple):
+    """The classifier's half, the reader's half, the texts that are explained, one sentence about them, the tokenizer of
+    a model if there is one."""
 
-class Texts(NamedTuple):
-    """Texts as rows: ids [n, T], their mask, which of them are words of the text (not special), labels, and tokens."""
-
-    input_ids: Int[np.ndarray, "n length"]
-    attention_mask: Int[np.ndarray, "n length"]
-    content: Int[np.ndarray, "n length"]
-    labels: Int[np.ndarray, " n"]
-    tokens: list[list[str]]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: np.ndarray) -> "Texts":
-        tokens = [self.tokens[row] for row in rows]
-        return Texts(self.input_ids[rows], self.attention_mask[rows], self.content[rows], self.labels[rows], tokens)
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What the explaining step takes."""
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "content": self.content}
-
-
-@dataclasses.dataclass(frozen=True)
-class TextTaskData:
-    """The classifier's half, the reader's half, the texts that are explained, and one sentence about them."""
-
-    training: Texts
-    reading: Texts
-    test: Texts
+    training: TextRows
+    reading: TextRows
+    test: TextRows
     description: str
-    tokenizer: Any = None
+    tokenizer: Any
 
 
-class Labelled(NamedTuple):
-    """Raw texts (words, or a string) and their labels."""
-
-    texts: list[Any]
-    labels: list[int]
-
-
-def generate_texts(world: SentimentWorld, count: int, rng: np.random.Generator) -> Labelled:
-    """Sentences of the generated language."""
-    texts = world.sample(count, rng)
-    return Labelled([list(words) for words in texts.words], texts.labels.tolist())
-
-
-def read_texts(config: TextDataConfig, path: str) -> Labelled:
-    """Texts and integer labels of a file or dataset.
+def open_task(config: Config) -> Task:
+    """The texts of a configuration; the training texts, in random order, are halved.
 
     Raises:
-        ValueError: nothing there, columns that are missing, an SST file with lines that are no trees.
+        ValueError: see `open_labelled_text_task`.
     """
-    file = pathlib.Path(path)
-    if path.endswith(".txt") and not path.startswith("tfds:"):
-        sentences = binary_sentences(read_sentiment_trees(file))
-        return Labelled([[word.lower() for word in words] for words in sentences.words], sentences.labels.tolist())
-    fields = [*(Field(name) for name in config.text_fields), Field(config.label_field, kind=int)]
-    if config.columns:
-        source: Source = _headerless(file, config.columns, fields)
-    else:
-        source = open_source(path, fields=fields)
-    records = [source[index] for index in range(len(source))]
-    texts = [" ".join(record[name] for name in config.text_fields) for record in records]
-    return Labelled(texts, [record[config.label_field] for record in records])
-
-
-def _headerless(file: pathlib.Path, columns: Sequence[str], fields: Sequence[Field]) -> Source:
-    if not file.is_file():
-        raise ValueError(f"no file at {file} (from {pathlib.Path.cwd()}); check the path")
-    content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    stream = io.StringIO(content.decode("utf-8", errors="surrogateescape"), newline="")
-    rows = [dict(zip(columns, row, strict=False)) for row in csv.reader(stream) if row]
-    return ListSource(rows, fields=fields, name=str(file))
-
-
-def open_texts(config: Config) -> TextTaskData:
-    """The texts of a configuration: training texts halved at random, test texts held out or from `test_path`.
-
-    Raises:
-        ValueError: see `read_texts`; labels that are not as many as `label_names`; too few texts; a tokenizer with more
-            ids than the model.
-    """
-    data, rng = config.data, np.random.default_rng([config.seed, 31])
-    if not data.path:
-        world = SentimentWorld(data.world)
-        training = generate_texts(world, data.num_training, rng)
-        test: Labelled | None = generate_texts(world, data.num_test, rng)
-    else:
-        training = read_texts(data, data.path)
-        test = read_texts(data, data.test_path) if data.test_path else None
-    classes = sorted(set(training.labels))
-    if len(classes) != len(data.label_names):
-        raise ValueError(f"the texts have the labels {classes[:8]}, but data.label_names names {data.label_names}")
-    order = rng.permutation(len(training.labels))
-    if test is None:
-        held_out = max(2, round(data.test_share * len(order)))
-        test, order = _chosen(training, order[:held_out]), order[held_out:]
-    elif unknown := set(test.labels) - set(classes):
-        raise ValueError(f"{data.test_path} has the labels {sorted(unknown)[:8]}, which no training text has")
-    if len(order) < 4 or len(test.labels) < 2:
-        raise ValueError(f"{len(order)} training and {len(test.labels)} test texts: expected at least 4 and 2")
-    training = _chosen(training, order)
-    tokenise, tokenizer, known = _tokeniser(config, training)
-    rows, half = tokenise(training, classes), len(order) // 2
-    where = pathlib.Path(data.path).name if data.path else "generated opinions"
-    return TextTaskData(
-        training=rows.take(np.arange(half)),
-        reading=rows.take(np.arange(half, len(rows))),
-        test=tokenise(test, classes),
+    opened = open_labelled_text_task(
+        config.data, seed=config.seed, pad_id=config.pad_id, end_tokens=config.classifier == "transformer"
+    )
+    rows = np.arange(len(opened.train))
+    half = len(rows) // 2
+    return Task(
+        training=opened.train.take(rows[:half]),
+        reading=opened.train.take(rows[half:]),
+        test=opened.test,
         description=(
-            f"{where}: {half:,} texts train the classifier, {len(rows) - half:,} others the reader, "
-            f"{len(test.labels):,} are held out; {known:,} token ids; classes {', '.join(data.label_names)}."
+            f"{opened.source}: {half:,} texts train the classifier, {len(rows) - half:,} others the reader, "
+            f"{len(opened.test):,} are held out; {opened.num_ids:,} token ids; classes "
+            f"{', '.join(config.data.label_names)}."
         ),
-        tokenizer=tokenizer,
+        tokenizer=opened.tokenizer,
     )
-
-
-def _chosen(texts: Labelled, rows: np.ndarray) -> Labelled:
-    return Labelled([texts.texts[row] for row in rows], [texts.labels[row] for row in rows])
-
-
-def _tokeniser(config: Config, training: Labelled) -> tuple[Callable[..., Texts], Any, int]:
-    """From raw texts and classes to `Texts`; the tokenizer, if it is one of a model; how many ids it knows."""
-    data = config.data
-    if data.tokenizer:
-        tokenizer = load_tokenizer(data.tokenizer)
-        if len(tokenizer) > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {len(tokenizer)} ids, the model {config.vocab_size}: set --data.vocab-size"
-            )
-        return functools.partial(_with_tokenizer, config, tokenizer), tokenizer, len(tokenizer)
-    counts = Counter(word for text in training.texts for word in _words(text))
-    frequent = sorted(counts, key=lambda word: (-counts[word], word))
-    vocabulary = {word: index for index, word in enumerate((_PAD, _UNKNOWN, _START, _END))}
-    for word in frequent[: config.vocab_size - len(vocabulary)]:
-        vocabulary.setdefault(word, len(vocabulary))
-    return functools.partial(_with_words, config, vocabulary), None, len(vocabulary)
-
-
-def _words(text: str | Sequence[str]) -> list[str]:
-    return re.findall(r"\w+(?:'\w+)?|[^\w\s]", text.lower()) if isinstance(text, str) else list(text)
-
-
-def _with_words(config: Config, vocabulary: Mapping[str, int], texts: Labelled, classes: Sequence[int]) -> Texts:
-    """Whole words, one id each; a transformer reads [CLS] before them and [SEP] after them."""
-    ends = config.classifier == "transformer"
-    room = config.data.max_length - 2 * ends
-    tokens = [_words(text)[:room] for text in texts.texts]
-    if ends:
-        tokens = [[_START, *words, _END] for words in tokens]
-    unknown = vocabulary[_UNKNOWN]
-    ids, lengths = pad_rows(
-        [[vocabulary.get(word, unknown) for word in words] for words in tokens],
-        length=config.data.max_length,
-        pad_id=config.pad_id,
-    )
-    mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int32)
-    content = mask * ~np.isin(ids, [vocabulary[_START], vocabulary[_END]])
-    return Texts(ids, mask, content.astype(np.int32), np.searchsorted(classes, texts.labels).astype(np.int32), tokens)
-
-
-def _with_tokenizer(config: Config, tokenizer: Any, texts: Labelled, classes: Sequence[int]) -> Texts:
-    cache = config.data.cache_dir
-    folder = pathlib.Path(cache).expanduser() if cache else default_cache_dir() / "data"
-    strings = [text if isinstance(text, str) else " ".join(text) for text in texts.texts]
-    encoded = tokenize_texts(strings, tokenizer, max_length=config.data.max_length, cache_dir=folder)
-    ids, mask = np.asarray(encoded.input_ids), encoded.attention_mask
-    content = mask * ~np.isin(ids, [id for id in tokenizer.all_special_ids if id != tokenizer.unk_token_id])
-    tokens = [
-        tokenizer.convert_ids_to_tokens(row[:length].tolist()) for row, length in zip(ids, encoded.lengths, strict=True)
-    ]
-    return Texts(ids, mask, content.astype(np.int32), np.searchsorted(classes, texts.labels).astype(np.int32), tokens)
 
 
 # ---- classifier and steps --------------------------------------------------------------------------------
@@ -622,10 +443,7 @@ class Steps:
 
 def make_steps(config: Config, devices: Devices | None = None) -> Steps:
     """Train and explain: one program each, for whatever devices the mesh is made of."""
-    mesh = make_mesh(config.mesh, devices)
-    processes = len({device.process_index for device in mesh.devices.flat})
-    for rows in (config.batch_size, config.evaluation_batch_size):
-        check_batch(mesh, rows, processes)
+    mesh = checked_mesh(config.mesh, devices, config.batch_size, config.evaluation_batch_size)
     model = make_model(config)
     optimizer = make_optimizer(config.optimizer, max(config.num_steps, 1))
 
@@ -653,14 +471,10 @@ def make_steps(config: Config, devices: Devices | None = None) -> Steps:
 def build(config: Config, devices: Devices | None = None) -> Program:
     """Every jitted step with abstract inputs; see `experiments`."""
     steps = make_steps(config, devices)
-    split = batch_sharding(steps.mesh)
-
-    def ids(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
-
     length, rows, explained = config.data.max_length, config.batch_size, config.evaluation_batch_size
-    batch = {"input_ids": ids(rows, length), "attention_mask": ids(rows, length), "labels": ids(rows)}
-    texts = {name: ids(explained, length) for name in ("input_ids", "attention_mask", "content")}
+    batch = abstract_rows(steps.mesh, rows, {"input_ids": (length,), "attention_mask": (length,), "labels": ()})
+    fields = ("input_ids", "attention_mask", "content")
+    texts = abstract_rows(steps.mesh, explained, dict.fromkeys(fields, (length,)))
     return Program(
         mesh=steps.mesh,
         steps={
@@ -713,7 +527,7 @@ def _logits_from(model: Classifier, params: Any, batch: Any, embeddings: Array) 
 class Maps(NamedTuple):
     """What is verbalised: texts, their maps and which entries are words, and the predicted classes."""
 
-    texts: Texts
+    texts: TextRows
     scores: Float[np.ndarray, "n length"]
     mask: Bool[np.ndarray, "n length"]
     predicted: Int[np.ndarray, " n"]
@@ -756,7 +570,7 @@ def make_threshold(config: SearchConfig) -> Threshold:
 
 
 def verbalise_maps(config: Config, maps: Maps, association: Float[np.ndarray, "classes vocab"]) -> Verbalised:
-    """Searches and controls on all maps; `association` is what the scripted verbaliser knows, see `associations`."""
+    """Searches and controls on all maps; `association` is what the scripted verbaliser knows of words and classes."""
     search, rng = config.search, np.random.default_rng([config.seed, 32])
     scores, mask = jnp.asarray(maps.scores), jnp.asarray(maps.mask)
     threshold, shape = make_threshold(search), maps.mask.shape
@@ -769,14 +583,14 @@ def verbalise_maps(config: Config, maps: Maps, association: Float[np.ndarray, "c
         search_snippets(scores, filters, mask, threshold=threshold)
         for filters in (binary_filters(search.length, search.ones), centred_spans(search.length))
     )
-    summary = _shown(runs, shape)
+    summary = snippet_mask(runs, shape)
     shown = {
         "summary": summary,
-        "top_tokens": _shown(top_tokens(scores, mask, k=search.top), shape),
-        "convolution": _shown([found[:1] for found in convolution], shape),
-        "span": _shown([found[:1] for found in span], shape),
+        "top_tokens": snippet_mask(top_tokens(scores, mask, k=search.top), shape),
+        "convolution": snippet_mask([found[:1] for found in convolution], shape),
+        "span": snippet_mask([found[:1] for found in span], shape),
         "plausible": plausible_tokens(config.reading, maps, summary, association, rng),
-        "permuted": _shown(summarise(jnp.asarray(permuted_maps(maps, rng))), shape),
+        "permuted": snippet_mask(summarise(jnp.asarray(permuted_scores(maps.scores, maps.mask, rng))), shape),
         "random_span": random_spans(maps.mask, summary.sum(1), rng),
         "first_tokens": maps.mask & (np.cumsum(maps.mask, axis=1) <= search.top),
         "whole_text": maps.mask,
@@ -790,40 +604,6 @@ def verbalise_maps(config: Config, maps: Maps, association: Float[np.ndarray, "c
     ]  # fmt: skip
     common = [len(common_snippets(found, spans)) for found, spans in zip(convolution, span, strict=True)]
     return Verbalised(shown, runs, float(np.mean(taken)), float(np.mean(common)))
-
-
-def _shown(found: Iterable[Sequence[Snippet]], shape: tuple[int, int]) -> Bool[np.ndarray, "n length"]:
-    shown = np.zeros(shape, bool)
-    for row, snippets in zip(shown, found, strict=True):
-        row[[index for snippet in snippets for index in snippet.indices]] = True
-    return shown
-
-
-def permuted_maps(maps: Maps, rng: np.random.Generator) -> Float[np.ndarray, "n length"]:
-    """Every map with its values dealt to its words at random: the same values, nothing of where they belong."""
-    permuted = np.zeros_like(maps.scores)
-    for row, scores, mask in zip(permuted, maps.scores, maps.mask, strict=True):
-        row[mask] = rng.permutation(scores[mask])
-    return permuted
-
-
-def random_spans(
-    mask: Bool[np.ndarray, "n length"], sizes: Int[np.ndarray, " n"], rng: np.random.Generator
-) -> Bool[np.ndarray, "n length"]:
-    """A span of adjacent words of so many tokens in each text, anywhere."""
-    spans = np.zeros_like(mask)
-    for row, words, size in zip(spans, mask, sizes, strict=True):
-        places = np.flatnonzero(words)
-        start = int(rng.integers(max(len(places) - int(size), 0) + 1))
-        row[places[start : start + int(size)]] = True
-    return spans
-
-
-def associations(texts: Texts, num_classes: int, vocab_size: int) -> Float[np.ndarray, "classes vocab"]:
-    """``log p(w | c) - log mean_{c' != c} p(w | c')`` of every word in labelled texts, with Laplace smoothing."""
-    likelihood = np.exp(fit_reader(texts, num_classes, vocab_size, smoothing=1.0).log_likelihood)
-    others = (likelihood.sum(0) - likelihood) / (num_classes - 1)
-    return np.log(likelihood) - np.log(others)
 
 
 def plausible_tokens(
@@ -848,50 +628,15 @@ def plausible_tokens(
     return shown
 
 
-def exact_percentages(
-    runs: Sequence[Snippet], tokens: Sequence[str], scores: Float[np.ndarray, " length"]
-) -> list[bool]:
-    """Whether each percentage in a text's sentences is the coverage of the words that stand before it.
-
-    The words are read back from the sentence and located in the text by the run's place; their share of the positive
-    scores is summed anew.
-    """
-    sentence = verbalise(runs, tokens, templates=COVERAGE_TEMPLATES)
-    stated = [int(value) for value in re.findall(r"\((\d+) %", re.sub(r"»[^«]*«", "", sentence))]
-    named, mass = cited_strings(sentence), float(np.sum(scores[scores > 0], dtype=np.float64))
-    if not len(stated) == len(named) == len(runs):
-        return [False] * len(runs)
-    right = []
-    for run, percentage, words in zip(runs, stated, named, strict=True):
-        share = max(float(np.sum(scores[list(run.indices)], dtype=np.float64)) / mass, 0.0)
-        here = glue_tokens(tokens, run.indices).replace("»", "›").replace("«", "‹")
-        right.append(words == " ".join(here.split()) and f"{percentage}" == f"{100 * share:.0f}")
-    return right
-
-
 # ---- reader ----------------------------------------------------------------------------------------------
 
 
-class Reader(NamedTuple):
-    """Multinomial naive Bayes: log prior [classes] and log p(word | class) [classes, vocab]."""
-
-    log_prior: Float[np.ndarray, " classes"]
-    log_likelihood: Float[np.ndarray, "classes vocab"]
-
-    def guess(self, ids: Int[np.ndarray, "n length"], weights: Float[np.ndarray, "n length"]) -> Int[np.ndarray, " n"]:
-        """``argmax_c log p(c) + sum_t w_t log p(word_t | c)``: weights 1 for words shown, 0 for words not."""
-        evidence = np.einsum("nt,cnt->nc", weights.astype(np.float64), self.log_likelihood[:, ids])
-        return np.argmax(self.log_prior + evidence, axis=1)
-
-
-def fit_reader(texts: Texts, num_classes: int, vocab_size: int, *, smoothing: float) -> Reader:
-    """Counts of words by true label, with Laplace smoothing."""
-    counts = np.zeros((num_classes, vocab_size))
-    rows, places = np.nonzero(texts.content)
-    np.add.at(counts, (texts.labels[rows], texts.input_ids[rows, places]), 1)
-    counts += smoothing
-    priors = np.bincount(texts.labels, minlength=num_classes) + smoothing
-    return Reader(np.log(priors / priors.sum()), np.log(counts / counts.sum(1, keepdims=True)))
+def fit_task_reader(config: Config, texts: TextRows, *, smoothing: float) -> NaiveBayesReader:
+    """The reader that knows these texts and their true labels."""
+    return fit_reader(
+        texts.input_ids, texts.content, texts.labels, num_classes=len(config.data.label_names),
+        vocab_size=config.vocab_size, smoothing=smoothing,
+    )  # fmt: skip
 
 
 RANKS = tuple(range(1, 11))
@@ -905,7 +650,7 @@ class Reading(NamedTuple):
     at_k: dict[str, Float[np.ndarray, " ranks"]]
 
 
-def read_verbalisations(config: Config, maps: Maps, verbalised: Verbalised, reader: Reader) -> Reading:
+def read_verbalisations(config: Config, maps: Maps, verbalised: Verbalised, reader: NaiveBayesReader) -> Reading:
     """Coverage and simulation accuracy of every representation, the paired gains, coverage@k of the two verbalisers."""
     scores, ids = jnp.asarray(maps.scores), maps.texts.input_ids
     metrics: dict[str, float] = {}
@@ -950,17 +695,15 @@ def read_verbalisations(config: Config, maps: Maps, verbalised: Verbalised, read
 
 def template_coverage_at_k(maps: Maps, shown: Bool[np.ndarray, "n length"]) -> Float[np.ndarray, " ranks"]:
     """Mean coverage@k of templates filled with the runs of adjacent tokens among those shown, read from the text."""
-    cited = np.zeros_like(shown)
-    for row, (tokens, chosen) in enumerate(zip(maps.texts.tokens, shown, strict=True)):
-        text = verbalise(_runs_of(chosen), tokens)
-        cited[row, : len(tokens)] = cited_tokens(text, tokens)
-    return np.asarray(coverage_at_k(jnp.asarray(cited & maps.mask), jnp.asarray(maps.scores), RANKS)).mean(0)
+    tokens = maps.texts.tokens
+    texts = [verbalise(adjacent_runs(chosen), words) for chosen, words in zip(shown, tokens, strict=True)]
+    return _mean_coverage_at_k(cited_mask(texts, tokens, maps.mask), maps.scores)
 
 
-def _runs_of(shown: Bool[np.ndarray, " length"]) -> list[Snippet]:
-    places = np.flatnonzero(shown)
-    parts = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    return [Snippet(tuple(part.tolist()), 0.0, 0.0) for part in parts if len(part)]
+def _mean_coverage_at_k(
+    cited: Bool[np.ndarray, "n length"], scores: Float[np.ndarray, "n length"]
+) -> Float[np.ndarray, " ranks"]:
+    return np.asarray(coverage_at_k(jnp.asarray(cited), jnp.asarray(scores), RANKS)).mean(0)
 
 
 def load_generator(name: str) -> Generate:
@@ -986,7 +729,7 @@ class Generated(NamedTuple):
     metrics: dict[str, float]
 
 
-def instruct(config: Config, generate: Generate, maps: Maps, reader: Reader) -> Generated:
+def instruct(config: Config, generate: Generate, maps: Maps, reader: NaiveBayesReader) -> Generated:
     """The instruction-based representation (SMV-GPT's prompt) by any generator, measured as the templates are.
 
     Label mentions are masked before anything is read, so that they cannot leak to the reader.
@@ -997,34 +740,28 @@ def instruct(config: Config, generate: Generate, maps: Maps, reader: Reader) -> 
     scores = [row[: len(words)] for row, words in zip(maps.scores, tokens, strict=False)]
     written = verbalise_with(generate, tokens, scores, labels, task=task, objective=config.objective)
     texts = [mask_label(text, label, task=task) for text, label in zip(written, labels, strict=True)]
-    cited = np.zeros((count, maps.mask.shape[1]), bool)
-    for row, (text, words) in enumerate(zip(texts, tokens, strict=True)):
-        cited[row, : len(words)] = cited_tokens(text, words)
-    cited &= maps.mask[:count]
-    found = [check_citations(text, glue_tokens(words)) for text, words in zip(texts, tokens, strict=True)]
-    total, absent = sum(one.total for one in found), sum(len(one.absent) for one in found)
-    at_k = np.asarray(coverage_at_k(jnp.asarray(cited), jnp.asarray(maps.scores[:count]), RANKS)).mean(0)
+    cited = cited_mask(texts, tokens, maps.mask[:count])
+    citations = all_citations(texts, map(glue_tokens, tokens))
+    at_k = _mean_coverage_at_k(cited, maps.scores[:count])
     guesses = reader.guess(maps.texts.input_ids[:count], cited)
     metrics = {f"instructed/coverage_at_k/{k}": float(value) for k, value in zip(RANKS, at_k, strict=True)}
     metrics |= {
         "instructed/simulation": float(np.mean(guesses == maps.predicted[:count])),
         "instructed/words": float(np.mean([len(text.split()) for text in texts])),
-        "instructed/citations": float(total),
+        "instructed/citations": float(citations.total),
     }
-    if total:
-        metrics["instructed/citation_precision"] = (total - absent) / total
+    if citations.total:
+        metrics["instructed/citation_precision"] = citations.precision
     return Generated(texts, metrics)
 
 
 # ---- human study -----------------------------------------------------------------------------------------
 
 _KINDS = {"HM": "heatmap", "ER": "rationale", "SMV": "template", "GPT": "instructed"}
-_COLUMNS = {"IMDb": ("Pred", "True"), "AGNews": ("pred Lbl", "True Lbl")}
 _MEASURES = ("accuracy", "helpful", "ease")
-_MARKS = {"positive sentiment": "pos", "negative sentiment": "neg"}
 
 # Table 2 [fig], rows HM, ER, SMV, GPT (AG News without ER); each row A, B1, B2. Simulation wrong: A is 0 by definition.
-TABLE_2: Mapping[tuple[str, str], tuple[tuple[float, ...], ...]] = {
+TABLE_2: Mapping[tuple[str, Subset], tuple[tuple[float, ...], ...]] = {
     ("IMDb", "all"): ((90.75, 4.73, 4.35), (85.94, 4.19, 4.00), (87.50, 4.46, 4.67), (94.06, 5.80, 5.88)),
     ("IMDb", "high_coverage"): ((94.38, 4.98, 4.47), (89.45, 4.50, 4.34), (92.19, 4.91, 4.99), (96.09, 5.94, 5.99)),
     ("IMDb", "model_wrong"): ((74.49, 3.67, 3.48), (58.43, 3.09, 2.92), (63.90, 3.21, 3.61), (84.65, 5.01, 5.25)),
@@ -1037,147 +774,11 @@ TABLE_2: Mapping[tuple[str, str], tuple[tuple[float, ...], ...]] = {
 
 # Coverage@k recomputed from the released files [measured], k = 1, 2, 3, 5, 10.
 COVERAGE_TABLE: Mapping[tuple[str, str], tuple[float, ...]] = {
-    ("IMDb", "template"): (0.213, 0.280, 0.315, 0.353, 0.391),
-    ("IMDb", "instructed"): (0.168, 0.227, 0.254, 0.296, 0.344),
-    ("AGNews", "template"): (0.345, 0.440, 0.492, 0.544, 0.560),
+    ("IMDb", "SMV"): (0.213, 0.280, 0.315, 0.353, 0.391),
+    ("IMDb", "GPT"): (0.168, 0.227, 0.254, 0.296, 0.344),
+    ("AGNews", "SMV"): (0.345, 0.440, 0.492, 0.544, 0.560),
 }
 _TABLE_RANKS = (1, 2, 3, 5, 10)
-_COVERAGE_FILES = {
-    ("IMDb", "template"): ("imdbcov_SMV.json", "imdb"),
-    ("IMDb", "instructed"): ("imdbcov_GPT.json", "imdb"),
-    ("AGNews", "template"): ("agnewscov_SMV.json", "agnews"),
-}
-
-
-class Rating(NamedTuple):
-    """One row of an annotator: what was shown, what was guessed, and both ratings."""
-
-    annotator: int
-    item: str
-    kind: str
-    guess: str
-    helpful: float
-    ease: float
-
-
-class StudyTable(NamedTuple):
-    """A dataset of the study: ratings; predicted and true label, and coverage, of every item."""
-
-    ratings: list[Rating]
-    predicted: dict[str, str]
-    true: dict[str, str]
-    coverage: dict[str, float]
-
-    def accuracy_of(self, rating: Rating) -> float:
-        """100 for a guess that is the model's label; a blank guess is a wrong one."""
-        return 100.0 * (rating.guess == self.predicted[rating.item])
-
-
-def study_files(path: str) -> dict[str, str]:
-    """Texts of the study's CSV and JSON files by name.
-
-    Raises:
-        ValueError: nothing there, or no file of the study in it.
-    """
-    place = pathlib.Path(path)
-    if place.is_dir():
-        found = {file.name: file.read_bytes() for file in place.rglob("*") if file.suffix in (".csv", ".json")}
-    elif place.is_file() and tarfile.is_tarfile(place):
-        with tarfile.open(place) as archive:
-            members = [member for member in archive.getmembers() if member.isfile()]
-            found = {pathlib.PurePosixPath(m.name).name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
-    else:
-        raise ValueError(f"no folder and no tar archive at study_path {path}; give the published study's files")
-    missing = [name for name in ("IMDb_SMV-GPT_Eval.csv", "IMDb_G0_Anno0.csv", "imdbcov_GPT.json") if name not in found]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: give crowd_study and src/chatgpt/eval of the study")
-    return {name: content.decode("utf-8-sig") for name, content in found.items() if name.endswith((".csv", ".json"))}
-
-
-def read_study(files: Mapping[str, str], dataset: str) -> StudyTable:
-    """The ratings of a dataset. Rows without ratings are dropped; in files without a type, no text means a heatmap."""
-    evaluation = csv.DictReader(io.StringIO(files[f"{dataset}_SMV-GPT_Eval.csv"], newline=""))
-    rows = [row for row in evaluation if (row["ID"] or "").strip()]
-    predicted, true = ({row["ID"].strip(): row[column].strip().lower() for row in rows} for column in _COLUMNS[dataset])
-    covered = csv.reader(io.StringIO(files[f"{dataset}_cov_sum_dict.csv"], newline=""))
-    next(covered)
-    ratings: list[Rating] = []
-    for name in sorted(files):
-        if match := re.fullmatch(rf"{dataset}_G\d_Anno(\d+)\.csv", name):
-            ratings += _ratings(csv.DictReader(io.StringIO(files[name], newline="")), int(match[1]))
-    return StudyTable(ratings, predicted, true, {row[0]: float(row[1]) for row in covered if row})
-
-
-def _ratings(rows: csv.DictReader, annotator: int) -> list[Rating]:
-    names = list(rows.fieldnames or ())
-    helpful, ease, guess = (
-        next(name for name in names if name.strip().startswith(start))
-        for start in ("How helpful", "How easy", "What does the model")
-    )
-    found = []
-    for row in rows:
-        if row[helpful].strip() and row[ease].strip():
-            kind = row["Type"].strip() if "Type" in names else ("SMV" if row["Explanation"].strip() else "HM")
-            guessed = row[guess].strip().lower()
-            marks = _MARKS.get(guessed, guessed)
-            found.append(Rating(annotator, row["ID"].strip(), kind, marks, float(row[helpful]), float(row[ease])))
-    return found
-
-
-def subset_means(table: StudyTable, subset: str, kind: str) -> tuple[float, float, float] | None:
-    """Accuracy in per cent, helpfulness, ease: mean of each annotator, then over annotators; None without ratings."""
-    average = float(np.mean(list(table.coverage.values())))
-    chosen: Mapping[str, Callable[[Rating], bool]] = {
-        "all": lambda rating: True,
-        "high_coverage": lambda rating: table.coverage[rating.item] > average,
-        "model_wrong": lambda rating: table.predicted[rating.item] != table.true[rating.item],
-        "simulation_wrong": lambda rating: table.accuracy_of(rating) == 0,
-    }
-    by_annotator: dict[int, list[tuple[float, float, float]]] = {}
-    for rating in table.ratings:
-        if rating.kind == kind and chosen[subset](rating):
-            values = (table.accuracy_of(rating), rating.helpful, rating.ease)
-            by_annotator.setdefault(rating.annotator, []).append(values)
-    if not by_annotator:
-        return None
-    accuracy, helpful, ease = np.mean([np.mean(values, axis=0) for values in by_annotator.values()], axis=0).tolist()
-    return accuracy, helpful, ease
-
-
-def fleiss_kappa(counts: Int[np.ndarray, "items categories"]) -> float:
-    """``(P - P_e) / (1 - P_e)``, agreement beyond chance of ratings n_ij (items i, categories j).
-
-        P = mean_i sum_j n_ij (n_ij - 1) / (n_i (n_i - 1)),   P_e = sum_j (sum_i n_ij / sum_ij n_ij)^2
-
-    Items may have different numbers of ratings; those with fewer than two say nothing and are left out.
-
-    Raises:
-        ValueError: no item with two ratings, or all ratings of one category (chance agreement is 1).
-
-    Source: Fleiss 1971.
-    """
-    counts = np.asarray(counts, np.float64)
-    totals = counts.sum(1, keepdims=True)
-    counts, totals = counts[totals[:, 0] > 1], totals[totals[:, 0] > 1]
-    if not len(counts):
-        raise ValueError("fleiss_kappa needs an item with at least two ratings")
-    observed = float(np.mean(np.sum(counts * (counts - 1), axis=1) / (totals * (totals - 1))[:, 0]))
-    expected = float(np.sum((counts.sum(0) / counts.sum()) ** 2))
-    if expected == 1:
-        raise ValueError("fleiss_kappa is undefined: all ratings are of one category")
-    return (observed - expected) / (1 - expected)
-
-
-def guess_agreement(table: StudyTable) -> float:
-    """Fleiss' kappa of label guesses over (item, representation); blank guesses are left out."""
-    labels = sorted(set(table.predicted.values()))
-    counts: dict[tuple[str, str], np.ndarray] = {}
-    for rating in table.ratings:
-        if rating.guess in labels:
-            counts.setdefault((rating.item, rating.kind), np.zeros(len(labels), np.int64))[
-                labels.index(rating.guess)
-            ] += 1
-    return fleiss_kappa(np.stack(list(counts.values())))
 
 
 class Study(NamedTuple):
@@ -1190,7 +791,7 @@ class Study(NamedTuple):
 def analyse_study(path: str) -> Study:
     """Table 2, agreement, coverage@k and citation precision of the published files, and how many cells agree."""
     files = study_files(path)
-    tables = {dataset: read_study(files, dataset) for dataset in _COLUMNS}
+    tables = {dataset: read_study(files, dataset) for dataset in STUDY_DATASETS}
     metrics: dict[str, float] = {}
     rows: list[tuple[Any, ...]] = []
     apart: list[float] = []
@@ -1202,14 +803,16 @@ def analyse_study(path: str) -> Study:
             apart += [abs(mean - cell) for mean, cell in zip(means, cells, strict=True)]
             for measure, mean in zip(_MEASURES, means, strict=True):
                 metrics[f"study/{dataset}/{subset}/{_KINDS[kind]}/{measure}"] = float(mean)
-    per_item = {key: _coverage_per_item(files[name], part) for key, (name, part) in _COVERAGE_FILES.items()}
-    for key, printed_coverage in COVERAGE_TABLE.items():
-        means = per_item[key].mean(0)
+    per_item = {(dataset, kind): study_coverage_at_k(files, dataset, kind) for dataset, kind in COVERAGE_TABLE}
+    for (dataset, kind), printed_coverage in COVERAGE_TABLE.items():
+        means = per_item[dataset, kind].mean(0)
         apart += [abs(means[k - 1] - cell) for k, cell in zip(_TABLE_RANKS, printed_coverage, strict=True)]
-        metrics |= {f"study/{key[0]}/coverage_at_k/{key[1]}/{k}": float(means[k - 1]) for k in RANKS}
+        metrics |= {f"study/{dataset}/coverage_at_k/{_KINDS[kind]}/{k}": float(means[k - 1]) for k in RANKS}
     for dataset, table in tables.items():
         metrics[f"study/{dataset}/kappa"] = guess_agreement(table)
-        metrics[f"study/{dataset}/citation_precision"] = _quoted_precision(files[f"{dataset}_SMV-GPT_Eval.csv"])
+        quoting = [row for row in evaluation_rows(files, dataset) if row["Type"] == "GPT"]
+        citations = all_citations((row["Explanation"] for row in quoting), (row["Input Text"] for row in quoting))
+        metrics[f"study/{dataset}/citation_precision"] = citations.precision
     metrics |= {
         "study/cells": float(len(apart)),
         "study/cells_reproduced": float(np.mean(np.asarray(apart) <= 0.005 + 1e-9)),
@@ -1218,15 +821,9 @@ def analyse_study(path: str) -> Study:
     return Study(metrics | _coverage_contrast(per_item), rows)
 
 
-def _coverage_per_item(text: str, part: str) -> Float[np.ndarray, "items ranks"]:
-    stored = json.loads(text)[part]
-    items = sorted(stored["1"])
-    return np.array([[stored[str(k)][item] for k in RANKS] for item in items], np.float64)
-
-
 def _coverage_contrast(per_item: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
     """IMDb, template minus instructed: at the least favourable k, in the mean over k, and two paired tests of it."""
-    template, instructed = per_item["IMDb", "template"], per_item["IMDb", "instructed"]
+    template, instructed = per_item["IMDb", "SMV"], per_item["IMDb", "GPT"]
     difference = (template - instructed).mean(1)
     test = paired_permutation_test(template.mean(1), instructed.mean(1))
     return {
@@ -1237,13 +834,6 @@ def _coverage_contrast(per_item: Mapping[tuple[str, str], np.ndarray]) -> dict[s
         "study/IMDb/coverage_gap/items_above": float(np.sum(difference > 0)),
         "study/IMDb/coverage_gap/items_below": float(np.sum(difference < 0)),
     }
-
-
-def _quoted_precision(text: str) -> float:
-    rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if row["Type"] == "GPT"]
-    found = [check_citations(row["Explanation"], row["Input Text"]) for row in rows]
-    total = sum(one.total for one in found)
-    return (total - sum(len(one.absent) for one in found)) / total
 
 
 # ---- run -------------------------------------------------------------------------------------------------
@@ -1262,9 +852,8 @@ def run(
     generate = load_generator(config.generator) if config.generator else None
     study = analyse_study(config.study_path) if config.study_path else None
     steps = make_steps(config)
-    task = open_texts(config)
-    directory = open_run_directory(run_dir, config, resume=resume)
-    try:
+    task = open_task(config)
+    with contextlib.closing(open_run_directory(run_dir, config, resume=resume)) as directory:
         state = initial_state(config, steps)
         state = fit(
             state, steps.train, training_batches(config, task.training), num_steps=config.num_steps, mesh=steps.mesh,
@@ -1272,19 +861,16 @@ def run(
         )  # fmt: skip
         maps, explained = explain_texts(config, steps, state.params, task.test, tick)
         with current_ticker().phase("evaluate"):
-            classes = len(config.data.label_names)
-            reader = fit_reader(task.reading, classes, config.vocab_size, smoothing=config.reading.smoothing)
-            verbalised = verbalise_maps(config, maps, associations(task.training, classes, config.vocab_size))
+            reader = fit_task_reader(config, task.reading, smoothing=config.reading.smoothing)
+            corpus = fit_task_reader(config, task.training, smoothing=1.0)
+            verbalised = verbalise_maps(config, maps, corpus.association())
             reading = read_verbalisations(config, maps, verbalised, reader)
         generated = instruct(config, generate, maps, reader) if generate else None
-        results = Results(
-            experiment="saliency_verbalization",
-            preset=config.preset,
-            seed=config.seed,
+        results = results_of(
+            "saliency_verbalization",
+            config,
+            started=started,
             steps=config.num_steps,
-            seconds=round(time.perf_counter() - started, 2),
-            device=describe_device(),
-            versions=package_versions(),
             metrics={
                 **explained,
                 **reading.metrics,
@@ -1292,7 +878,7 @@ def run(
                 **(study.metrics if study else {}),
             },
             samples={f"coverage_at_k/{name}": values.tolist() for name, values in reading.at_k.items()},
-            params_digest=params_digest(state.params),
+            params=state.params,
         )
         params = gather_to_host(state.params)
         if jax.process_index() == 0:
@@ -1300,12 +886,10 @@ def run(
             shown = Shown(maps, verbalised, reading, generated, study)
             write_verbalization_report(config, task, results, shown, directory)
             write_results(directory.results, results)
-    finally:
-        directory.close()
     return results
 
 
-def training_batches(config: Config, texts: Texts) -> Any:
+def training_batches(config: Config, texts: TextRows) -> Any:
     """Batches with the same number of texts of every class."""
     classes = len(config.data.label_names)
     return class_batches(
@@ -1330,14 +914,21 @@ def initial_state(config: Config, steps: Steps) -> Any:
     return create_state(steps.initialize, steps.optimizer, steps.mesh, seed=config.seed, params=params)
 
 
-def explain_texts(config: Config, steps: Steps, params: Any, test: Texts, tick: Any) -> tuple[Maps, dict[str, float]]:
+def explained_rows(texts: TextRows) -> dict[str, np.ndarray]:
+    """What the explaining step takes."""
+    return {"input_ids": texts.input_ids, "attention_mask": texts.attention_mask, "content": texts.content}
+
+
+def explain_texts(
+    config: Config, steps: Steps, params: Any, test: TextRows, tick: Any
+) -> tuple[Maps, dict[str, float]]:
     """Maps of the test texts that are read, and how good the classifier and its explanation are.
 
     Raises:
         ValueError: fewer than two texts of the right length.
     """
     output = map_rows(
-        steps.explain, params, test.arrays, batch_size=config.evaluation_batch_size, mesh=steps.mesh, tick=tick
+        steps.explain, params, explained_rows(test), batch_size=config.evaluation_batch_size, mesh=steps.mesh, tick=tick
     )
     predicted, reading = np.argmax(output["logits"], axis=1), config.reading
     lengths = test.content.sum(1)
@@ -1357,7 +948,7 @@ def explain_texts(config: Config, steps: Steps, params: Any, test: Texts, tick: 
     return Maps(texts, scores, texts.content.astype(bool), predicted[rows]), metrics
 
 
-def write_model(config: Config, model: Classifier, params: Any, task: TextTaskData, directory: pathlib.Path) -> None:
+def write_model(config: Config, model: Classifier, params: Any, task: Task, directory: pathlib.Path) -> None:
     """A transformer classifier as a directory that `load_classifier` and transformers read, with its tokenizer."""
     if isinstance(model, EncoderClassifier):
         save_classifier(directory, model, params, config.data.label_names, overwrite=True)
@@ -1379,11 +970,12 @@ class Shown(NamedTuple):
 
 
 def write_verbalization_report(
-    config: Config, task: TextTaskData, results: Results, shown: Shown, directory: RunDirectory
+    config: Config, task: Task, results: Results, shown: Shown, directory: RunDirectory
 ) -> None:
     """``report.html`` of one run."""
-    from jaxcore.reporting import Headline, KeyValues, Paragraph, Report, Section, write_report
+    from jaxcore.reporting import Headline, Paragraph, Section
     from jaxcore.reporting.authorship import training_section, verdict_section
+    from jaxcore.reporting.run_report import configuration_section, write_run_report
 
     metrics = results.metrics
     headline = [
@@ -1396,19 +988,16 @@ def write_verbalization_report(
     ]  # fmt: skip
     sections = [
         Section("Data", [Paragraph(task.description)]),
-        verdict_section(single_run_verdicts(results), SINGLE_RUN_NOTE),
+        verdict_section(single_run_verdicts(results), single_run_note("saliency_verbalization")),
         reading_section(metrics, shown.reading),
         examples_section(config, shown),
-        *([study_section(shown.study)] if shown.study else []),
+        study_section(shown.study) if shown.study else None,
         training_section(read_metrics(directory.metrics)),
-        Section("Configuration", [KeyValues(dataclasses.asdict(config))]),
+        configuration_section(config),
     ]
-    facts = {"preset": config.preset, "seed": str(config.seed), "steps": str(config.num_steps)}
-    facts |= {"device": results.device, "duration": f"{results.seconds:.0f} s", "jax": results.versions["jax"]}
-    write_report(directory.report, Report(PAPER.title, PAPER.claim, facts=facts, headline=headline, sections=sections))
-
-
-SINGLE_RUN_NOTE = "What this run alone says, one seed. The command 'verify saliency_verbalization' judges over seeds."
+    write_run_report(
+        directory.report, results, title=PAPER.title, claim=PAPER.claim, headline=headline, sections=sections
+    )
 
 
 def reading_section(metrics: Mapping[str, float], reading: Reading) -> Any:
@@ -1483,86 +1072,69 @@ def single_run_verdicts(results: Results) -> list[Verdict]:
 # ---- claims ----------------------------------------------------------------------------------------------
 
 
-def _of(metric: str) -> Measured:
-    return Measured("verbalised", metric)
-
-
 _SOURCE = "saliency_verbalization.md, small-scale experiment"
+
+
+def _claim(
+    name: str, statement: str, value: str, against: str = "", *, margin: float = 0.0, worst: float | None = None,
+    part: str = "b",
+) -> Claim:  # fmt: skip
+    other = Measured("verbalised", against) if against else None
+    return Claim(
+        name, statement, f"{_SOURCE} ({part})", Measured("verbalised", value), other, margin=margin, worst=worst
+    )
+
 
 # The specification asks for five seeds: verify saliency_verbalization --seeds 5.
 CLAIMS = Claims(
     preset="cpu",
     variants={"verbalised": lambda config: config},
     claims=(
-        Claim(
+        _claim(
             "covers_evidence",
             "the summary covers at least 2.5 times the evidence that a summary of the permuted map does",
-            f"{_SOURCE} (b)",
-            _of("coverage_ratio/permuted"),
-            margin=2.5,
+            "coverage_ratio/permuted", margin=2.5,
         ),
-        Claim(
+        _claim(
             "simulatable",
             "a reader guesses the prediction from the summary better than from that of a permuted map, by 0.15",
-            f"{_SOURCE} (b)",
-            _of("simulation/summary"),
-            _of("simulation/permuted"),
-            margin=0.15,
+            "simulation/summary", "simulation/permuted", margin=0.15,
         ),
-        Claim(
+        _claim(
             "simulatable_for_sure",
             "and the paired bootstrap interval (95 %) over texts excludes 0, for every seed",
-            f"{_SOURCE} (b)",
-            _of("gain_low/summary_permuted"),
-            margin=1e-9,
-            worst=1e-9,
+            "gain_low/summary_permuted", margin=1e-9, worst=1e-9,
         ),
-        Claim(
-            "better_than_the_text",
-            "better than from the whole text, by 0.05",
-            f"{_SOURCE} (b)",
-            _of("simulation/summary"),
-            _of("simulation/whole_text"),
-            margin=0.05,
+        _claim(
+            "better_than_the_text", "better than from the whole text, by 0.05",
+            "simulation/summary", "simulation/whole_text", margin=0.05,
         ),
-        Claim(
+        _claim(
             "better_than_the_text_for_sure",
             "and the paired bootstrap interval (95 %) over texts excludes 0, for every seed",
-            f"{_SOURCE} (b)",
-            _of("gain_low/summary_whole_text"),
-            margin=1e-9,
-            worst=1e-9,
+            "gain_low/summary_whole_text", margin=1e-9, worst=1e-9,
         ),
-        Claim(
+        _claim(
             "convolution_covers_more",
             "the best snippet of the convolution search covers in the mean at least as much as the span search's",
-            f"{_SOURCE} (b)",
-            _of("coverage/convolution"),
-            _of("coverage/span"),
+            "coverage/convolution", "coverage/span",
         ),
-        Claim(
+        _claim(
             "stated_percentages_are_exact",
             "every percentage in a sentence is the coverage of the words it names, summed anew",
-            f"{_SOURCE} (b)",
-            _of("exact_percentages"),
-            margin=1.0,
+            "exact_percentages", margin=1.0,
         ),
-        Claim(
+        _claim(
             "plausible_is_less_faithful",
             "with 40 % of the summary's tokens replaced by words typical of the label, every coverage@k is lower",
-            f"{_SOURCE} (c)",
-            _of("coverage_at_k/smallest_gap"),
-            margin=1e-9,
+            "coverage_at_k/smallest_gap", margin=1e-9, part="c",
         ),
-        Claim(
-            "plausible_is_as_simulatable",
-            "while the reader's accuracy from it is not lower",
-            f"{_SOURCE} (c)",
-            _of("simulation/plausible"),
-            _of("simulation/summary"),
+        _claim(
+            "plausible_is_as_simulatable", "while the reader's accuracy from it is not lower",
+            "simulation/plausible", "simulation/summary", part="c",
         ),
     ),
-)
+)  # fmt: skip
 
 
 def _higher(name: str, statement: str, value: str, against: str = "") -> Claim:
@@ -1590,7 +1162,7 @@ STUDY_CLAIMS = Claims(
                 f"{dataset}/all/instructed/{measure}",
                 f"{dataset}/all/template/{measure}",
             )
-            for dataset in _COLUMNS
+            for dataset in STUDY_DATASETS
             for word, measure in (("helpful", "helpful"), ("easy", "ease"))
         ),
         _higher(
@@ -1606,7 +1178,7 @@ STUDY_CLAIMS = Claims(
                 f"{dataset}/high_coverage/template/{measure}",
                 f"{dataset}/all/template/{measure}",
             )
-            for dataset in _COLUMNS
+            for dataset in STUDY_DATASETS
             for measure in ("accuracy", "helpful")
         ),
         _higher(

@@ -15,6 +15,7 @@ which is DeepLIFT again: `deep_shap` here averages over texts drawn from the tra
 Read top to bottom: configuration, presets, models, instances and methods, steps, run, agreement, report, claims.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -30,7 +31,16 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from experiments.protocol import Devices, Paper, Program, Step
+from experiments.protocol import (
+    Devices,
+    Paper,
+    Program,
+    Step,
+    abstract_rows,
+    checked_mesh,
+    results_of,
+    single_run_note,
+)
 from jaxcore.attribution.ablation import feature_ablation
 from jaxcore.attribution.agreement import AgreementMatrix, agreement_matrix, kendall_tau, pearson, spearman
 from jaxcore.attribution.attention import attention_rollout, attention_weights, raw_attention
@@ -53,17 +63,17 @@ from jaxcore.data.classification_task import (
     open_classification_task,
     task_shape,
 )
+from jaxcore.data.labelled_texts import LabelledTexts
 from jaxcore.distributed import (
     MeshConfig,
     batch_sharding,
-    check_batch,
     current_ticker,
     jit_on_mesh,
-    make_mesh,
     replicated,
 )
 from jaxcore.evaluation import Claim, Claims, Measured, RunValues, Verdict, judge_single_run, map_rows
 from jaxcore.evaluation.bootstrap import bootstrap_interval
+from jaxcore.evaluation.explainer_agreement import mean_over_pairs, pair_metrics, shuffled_tau
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier
 from jaxcore.models.encoder_config import EncoderConfig
 from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig
@@ -75,15 +85,13 @@ from jaxcore.training import (
     abstract_state,
     check_run_directory,
     create_state,
-    describe_device,
     fit,
     make_optimizer,
     make_train_step,
     one_shot_gradients,
     open_run_directory,
-    package_versions,
-    params_digest,
     read_metrics,
+    run_part,
     write_results,
 )
 from jaxcore.training.model_selection import best_state, keeping_best
@@ -334,14 +342,6 @@ def layout_of(name: ModelName) -> Layout:
     return "sequence" if name == "transformer" else "texts"
 
 
-def row_shapes(name: ModelName, shape: TaskShape) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what a model reads of one row."""
-    if name == "transformer":
-        return {"input_ids": (shape.sequence_length,), "attention_mask": (shape.sequence_length,)}
-    sides = ("first", "second") if shape.is_pair else ("first",)
-    return {f"{side}_{kind}": (shape.text_length,) for side in sides for kind in ("ids", "mask")}
-
-
 def apply_model(model: Model, params: Any, batch: Mapping[str, Array], **options: Any) -> Any:
     """The model's output for a batch of rows."""
     if isinstance(model, EncoderClassifier):
@@ -578,18 +578,14 @@ class Steps:
 
 def make_steps(config: Config, name: ModelName, shape: TaskShape, devices: Devices | None = None) -> Steps:
     """Train, predict, and one explanation program per method."""
-    mesh = make_mesh(config.mesh, devices)
-    processes = len({device.process_index for device in mesh.devices.flat})
     training = config.transformer_training if name == "transformer" else config.bilstm_training
-    for rows in (training.batch_size, config.explanation.batch_size):
-        check_batch(mesh, rows, processes)
+    mesh = checked_mesh(config.mesh, devices, training.batch_size, config.explanation.batch_size)
     model = make_model(config, name, shape)
     optimizer = make_optimizer(training.optimizer, 1)
 
     def initialize(key: Array) -> Any:
-        rows = {field: jnp.zeros((1, *size), jnp.int32) for field, size in row_shapes(name, shape).items()}
-        arguments = [rows[field] for field in row_shapes(name, shape)]
-        return model.init(key, *arguments)["params"]
+        rows = [jnp.zeros((1, *size), jnp.int32) for size in shape.inputs(layout_of(name)).values()]
+        return model.init(key, *rows)["params"]
 
     def loss(params: Any, batch: Any, key: Array) -> Float[Array, ""]:
         logits = apply_model(model, params, batch, deterministic=False, rngs={"dropout": key}).logits
@@ -650,16 +646,8 @@ def build(config: Config, devices: Devices | None = None) -> Program:
 
 def abstract_steps(config: Config, made: Steps) -> dict[str, Step]:
     """The steps of one model with abstract arguments."""
-    split = batch_sharding(made.mesh)
-    shapes = row_shapes(made.name, made.shape)
-
-    def rows(count: int, **more: tuple[int, ...]) -> dict[str, Any]:
-        return {
-            field: jax.ShapeDtypeStruct((count, *size), jnp.int32, sharding=split)
-            for field, size in {**shapes, **more}.items()
-        }
-
-    whole = replicated(made.mesh)
+    shapes, whole = made.shape.inputs(layout_of(made.name)), replicated(made.mesh)
+    rows = functools.partial(abstract_rows, made.mesh)
     reference = {
         field: jax.ShapeDtypeStruct((config.explanation.num_baselines, *size), jnp.int32, sharding=whole)
         for field, size in shapes.items()
@@ -667,10 +655,10 @@ def abstract_steps(config: Config, made: Steps) -> dict[str, Step]:
     params, train_rows, explained = made.state.params, made.training.batch_size, config.explanation.batch_size
     given = Given(params, reference, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))
     return {
-        "train": Step(made.train, (made.state, rows(train_rows, labels=())), train_rows),
-        "predict": Step(made.predict, (params, rows(train_rows)), train_rows),
+        "train": Step(made.train, (made.state, rows(train_rows, {**shapes, "labels": ()})), train_rows),
+        "predict": Step(made.predict, (params, rows(train_rows, shapes)), train_rows),
         **{
-            name: Step(program, (given, rows(explained, number=())), explained)
+            name: Step(program, (given, rows(explained, {**shapes, "number": ()})), explained)
             for name, program in made.explanations.items()
         },
     }
@@ -713,8 +701,7 @@ def run(
     tasks = {name: open_classification_task(name, config.data, seed=config.seed) for name in config.tasks}
     for task in tasks.values():
         sample_instances(config, task)
-    directory = open_run_directory(run_dir, config, resume=resume)
-    try:
+    with contextlib.closing(open_run_directory(run_dir, config, resume=resume)) as directory:
         cells = {
             pair: run_cell(config, tasks[pair[0]], steps[pair], directory.path, resume=resume, tick=tick)
             for pair in config.cells
@@ -722,23 +709,18 @@ def run(
         between, between_samples = compare_cells(config, cells)
         metrics = {f"{task}/{model}/{k}": v for (task, model), cell in cells.items() for k, v in cell.metrics.items()}
         samples = {f"{task}/{model}/{k}": v for (task, model), cell in cells.items() for k, v in cell.samples.items()}
-        results = Results(
-            experiment="song_of_disagreement",
-            preset=config.preset,
-            seed=config.seed,
+        results = results_of(
+            "song_of_disagreement",
+            config,
+            started=started,
             steps=sum(int(cell.metrics["steps"]) for cell in cells.values()),
-            seconds=round(time.perf_counter() - started, 2),
-            device=describe_device(),
-            versions=package_versions(),
             metrics={**metrics, **between},
             samples={**samples, **between_samples},
-            params_digest=params_digest({f"{task}/{model}": cell.params for (task, model), cell in cells.items()}),
+            params={f"{task}/{model}": cell.params for (task, model), cell in cells.items()},
         )
         if jax.process_index() == 0:
             write_song_report(config, tasks, cells, results, directory)
             write_results(directory.results, results)
-    finally:
-        directory.close()
     return results
 
 
@@ -752,16 +734,12 @@ def run_cell(
     tick: Callable[[int], bool],
 ) -> Cell:
     """Train one model on one task, in a run directory of its own, and explain its own predictions."""
-    path = run_dir / "cells" / f"{task.name}-{steps.name}"
-    directory = open_run_directory(path, config, resume=resume and path.exists())
-    try:
+    with run_part(run_dir / "cells" / f"{task.name}-{steps.name}", config, resume=resume) as directory:
         state, num_steps = train_model(config, task, steps, directory, tick)
         metrics = {"steps": float(num_steps)}
         for split in ("dev", "test"):
             metrics[f"{split}_accuracy"] = accuracy(config, steps, state.params, task, split, tick)
-        instances = sample_instances(config, task)
-        rows = task.rows(instances, layout_of(steps.name))
-        del rows["labels"]
+        rows = task.inputs(sample_instances(config, task), layout_of(steps.name))
         scores, mask, checks = explain_instances(config, steps, state.params, task, rows, tick)
         with current_ticker().phase("evaluate"):
             measured, samples, agreement = measure_agreement(config, steps.name, scores, mask)
@@ -772,8 +750,6 @@ def run_cell(
             {**metrics, **rooms(metrics)}, samples, agreement, (tokens, example),
             read_metrics(directory.metrics) if jax.process_index() == 0 else [], state.params,
         )  # fmt: skip
-    finally:
-        directory.close()
 
 
 def train_model(
@@ -811,13 +787,13 @@ def accuracy(
     tick: Callable[[int], bool] = lambda step: False,
 ) -> float:
     """Share of a split's texts whose class has the largest logit."""
-    rows = task.rows(task.splits[split], layout_of(steps.name))
-    labels = rows.pop("labels")
+    texts = task.splits[split]
+    rows = task.inputs(texts, layout_of(steps.name))
     logits = map_rows(steps.predict, params, rows, batch_size=steps.training.batch_size, mesh=steps.mesh, tick=tick)
-    return float(np.mean(np.argmax(logits, axis=-1) == labels))
+    return float(np.mean(np.argmax(logits, axis=-1) == texts.labels))
 
 
-def sample_instances(config: Config, task: ClassificationTask) -> Any:
+def sample_instances(config: Config, task: ClassificationTask) -> LabelledTexts:
     """The explained test instances, drawn without replacement: the same for every model of a seed."""
     test = task.splits["test"]
     wanted = config.explanation.num_instances
@@ -832,8 +808,7 @@ def explain_instances(
     """Token scores [instances, tokens] of every explainer, the tokens, and the checks of exactness."""
     train = task.splits["train"]
     chosen = np.random.default_rng([config.seed, 12]).permutation(len(train))[: config.explanation.num_baselines]
-    reference = task.rows(train.take(chosen), layout_of(steps.name))
-    del reference["labels"]
+    reference = task.inputs(train.take(chosen), layout_of(steps.name))
     given = Given(params, *jax.device_put((reference, np.uint32(config.seed)), replicated(steps.mesh)))
     numbered = {**rows, "number": np.arange(len(next(iter(rows.values()))), dtype=np.int32)}
 
@@ -897,27 +872,19 @@ def measure_agreement(
     tokens = jnp.asarray(mask)
     arrays = {name: jnp.asarray(values) for name, values in scores.items()}
     agreement = agreement_matrix(arrays, tokens, measure=kendall_tau)
-    names, mean = agreement.names, np.asarray(agreement.mean)
-    place = {name: index for index, name in enumerate(names)}
-    metrics: dict[str, float] = {}
-    for a, b in pair_names(names):
-        at = place[a], place[b]
-        metrics[f"undefined/{a}/{b}"] = float(np.asarray(agreement.undefined)[at])
-        if np.isfinite(mean[at]):
-            metrics |= {f"tau/{a}/{b}": float(mean[at]), f"std/{a}/{b}": float(np.asarray(agreement.std)[at])}
+    metrics = pair_metrics(agreement)
     groups = {
         "attribution_pairs": pair_names(PILOT_METHODS),
         "attention_pairs": [(name, ATTENTION[model]) for name in PILOT_METHODS],
     }
-    if set(PAPER_METHODS) <= set(names):
+    if set(PAPER_METHODS) <= set(scores):
         groups["table_attribution_pairs"] = pair_names(PAPER_METHODS)
         groups["table_attention_pairs"] = [(name, ATTENTION[model]) for name in PAPER_METHODS]
     samples: dict[str, list[float]] = {}
     for measure, prefix in ((kendall_tau, ""), (spearman, "spearman/"), (pearson, "pearson/")):
         matrix = agreement if measure is kendall_tau else agreement_matrix(arrays, tokens, measure=measure)
-        values = np.asarray(matrix.per_instance)
         for group, pairs in groups.items():
-            each = _mean_where_defined(np.stack([values[:, place[a], place[b]] for a, b in pairs], axis=1))
+            each = mean_over_pairs(matrix, pairs)
             if not len(each):
                 continue
             metrics[f"{prefix}{group}"] = float(np.mean(each))
@@ -930,29 +897,9 @@ def measure_agreement(
     related = table[RELATIVES]
     if related is not None and others:
         metrics["relatives_lead"] = related - max(others)
-    metrics["shuffled_tau"] = shuffled_tau(scores, mask, seed=config.seed)
+    pilot = {name: scores[name] for name in PILOT_METHODS}
+    metrics["shuffled_tau"] = shuffled_tau(pilot, mask, np.random.default_rng([config.seed, 13]))
     return metrics, samples, agreement
-
-
-def _mean_where_defined(values: Float[np.ndarray, "instances pairs"]) -> Float[np.ndarray, " defined"]:
-    """The mean over the pairs of each instance; instances where no pair is defined are left out."""
-    defined = np.isfinite(values)
-    counts = defined.sum(axis=1)
-    return np.where(defined, values, 0).sum(axis=1)[counts > 0] / counts[counts > 0]
-
-
-def shuffled_tau(scores: Mapping[str, np.ndarray], mask: Bool[np.ndarray, "instances tokens"], *, seed: int) -> float:
-    """The negative control: mean tau of each method with each other whose scores are permuted within the instance."""
-    rng = np.random.default_rng([seed, 13])
-    shuffled = {}
-    for name in PILOT_METHODS:
-        values = np.array(scores[name])
-        for row, tokens in zip(values, mask, strict=True):
-            row[tokens] = rng.permutation(row[tokens])
-        shuffled[name] = values
-    pairs = itertools.permutations(PILOT_METHODS, 2)
-    found = [np.asarray(kendall_tau(*map(jnp.asarray, (scores[a], shuffled[b], mask)))) for a, b in pairs]
-    return float(np.nanmean(found))
 
 
 def compare_cells(config: Config, cells: Mapping[Any, Cell]) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -985,8 +932,9 @@ def write_song_report(
     directory: RunDirectory,
 ) -> None:
     """``report.html`` of one run: the paper's tables, all matrices, an example of each."""
-    from jaxcore.reporting import Headline, KeyValues, Paragraph, Report, Section, Table, token_maps, write_report
+    from jaxcore.reporting import Headline, Paragraph, Section, Table, token_maps
     from jaxcore.reporting.authorship import training_section, verdict_section
+    from jaxcore.reporting.run_report import configuration_section, write_run_report
 
     headline = [
         Headline(
@@ -999,7 +947,7 @@ def write_song_report(
     ]
     sections = [
         Section("Data", [Paragraph("\n".join(task.description for task in tasks.values()))]),
-        verdict_section(single_run_verdicts(results), SINGLE_RUN_NOTE),
+        verdict_section(single_run_verdicts(results), single_run_note("song_of_disagreement")),
         Section("Accuracy and agreement", [Table(SUMMARY_COLUMNS, summary_rows(cells))], note=SUMMARY_NOTE),
         *(
             Section(
@@ -1023,14 +971,12 @@ def write_song_report(
         sections += [Section(f"All explainers: {model} on {task}", blocks, note=_undefined_note(cell))]
         training = training_section(cell.training)
         sections += [dataclasses.replace(training, title=f"Training: {model} on {task}")] if training else []
-    sections.append(Section("Configuration", [KeyValues(dataclasses.asdict(config))]))
-    facts = {"preset": config.preset, "seed": str(config.seed), "steps": str(results.steps)}
-    facts |= {"device": results.device, "duration": f"{results.seconds:.0f} s", "jax": results.versions["jax"]}
-    kept = [section for section in sections if section is not None]
-    write_report(directory.report, Report(PAPER.title, PAPER.claim, facts=facts, headline=headline, sections=kept))
+    sections.append(configuration_section(config))
+    write_run_report(
+        directory.report, results, title=PAPER.title, claim=PAPER.claim, headline=headline, sections=sections
+    )
 
 
-SINGLE_RUN_NOTE = "What this run alone says, one seed. The command 'verify song_of_disagreement' judges over seeds."
 SUMMARY_COLUMNS = (
     "task", "model", "dev accuracy", "test accuracy", "attribution pairs", "low", "high", "attention pairs",
     "Spearman of attribution pairs", "relatives' lead", "shuffled", "completeness error of IG",

@@ -12,14 +12,17 @@
 - `graded_pairs`: sentence pairs with a graded similarity; the files of the STS tasks
 - `sentence_world`, `word_vectors`: generated sentences of known meaning; PPMI-SVD word vectors
 - `sentence_task`: what a sentence encoder trains on and is asked about, from the world or from files
-- `sentence_batches`, `class_batches`, `pair_batches`: epochs without duplicates, grouped by length; P classes x K;
-  anchors with their partners
+- `labelled_texts`, `word_vocabulary`: texts with a class each and the files they come from; whole words as ids
+- `classification_task`: named text classification tasks, of one text or of a pair, in layouts for two kinds of model
+- `labelled_text_task`: a text classification task of any labelled file, or of generated opinions
+- `row_batches`, `sentence_batches`, `class_batches`, `pair_batches`: epochs of rows; without duplicates, grouped by
+  length; P classes x K; anchors with their partners
 - `surface_similarity`, `pair_mining`, `propensity`, `pair_selection`: candidate pairs by look and meaning, drawn by
   inverse propensity
 - `hard_negatives`: mined by the encoder that is being trained, while it is
 - `length_buckets`: few widths, little padding
 - `text_augmentation`: second views of texts, imported by its name, as are `titled_texts`, `titled_task`,
-  `latent_pairs` and `markov_chain`, the worlds of single experiments
+  `intent_task`, `prior_files`, `latent_pairs` and `markov_chain`, the worlds of single experiments
 
 `AuthorWorldBuilder` and `AuthorTextsBuilder` are imported from `jaxcore.data.tfds_builders`, which loads
 TFDS.
@@ -46,6 +49,13 @@ from jaxcore.data.authorship_task import (
 )
 from jaxcore.data.chunking import Chunker, TokenChunker, TrigramChunker, chunk_author_stream
 from jaxcore.data.class_batches import ClassSampler, class_batches
+from jaxcore.data.classification_task import (
+    ClassificationDataConfig,
+    ClassificationTask,
+    TaskShape,
+    open_classification_task,
+    task_shape,
+)
 from jaxcore.data.evaluation_batches import evaluation_batches, num_evaluation_steps
 from jaxcore.data.file_sources import CsvSource, JsonlSource, ParquetSource, TextFolderSource
 from jaxcore.data.graded_pairs import GradedPairs, StsFolder, join_pairs, read_sts_folder
@@ -55,6 +65,18 @@ from jaxcore.data.hard_negatives import (
     HardNegativeMiner,
     MiningStopped,
     draw_negatives,
+)
+from jaxcore.data.labelled_text_task import (
+    LabelledTextConfig,
+    LabelledTextTask,
+    TextRows,
+    open_labelled_text_task,
+)
+from jaxcore.data.labelled_texts import (
+    LabelledTexts,
+    read_labelled_records,
+    read_text_label_lines,
+    read_tree_sentences,
 )
 from jaxcore.data.length_buckets import LengthBatch, batches_by_length, choose_widths
 from jaxcore.data.pair_batches import PairSampler, pair_batches
@@ -80,6 +102,7 @@ from jaxcore.data.propensity import (
     propensity_lookup,
 )
 from jaxcore.data.records import AUTHOR_FIELDS, Field, MalformedRecord
+from jaxcore.data.row_batches import RowSampler, row_batches
 from jaxcore.data.sentence_batches import SentenceSampler, sentence_batches
 from jaxcore.data.sentence_task import SentenceDataConfig, SentenceTask, open_sentence_task, sentence_vocab_size
 from jaxcore.data.sentence_world import SentenceWorld, SentenceWorldConfig
@@ -103,6 +126,7 @@ from jaxcore.data.tokenization import (
     word_tokenizer,
 )
 from jaxcore.data.word_vectors import WordVectorOptions, ppmi_svd_vectors
+from jaxcore.data.word_vocabulary import frequent_words, number_words, string_of, words_of
 
 __all__ = [
     "AUTHOR_FIELDS",
@@ -118,6 +142,8 @@ __all__ = [
     "Candidates",
     "Chunker",
     "ClassSampler",
+    "ClassificationDataConfig",
+    "ClassificationTask",
     "CorpusSampler",
     "CsvSource",
     "DocumentContents",
@@ -127,6 +153,9 @@ __all__ = [
     "HardNegativeConfig",
     "HardNegativeMiner",
     "JsonlSource",
+    "LabelledTextConfig",
+    "LabelledTextTask",
+    "LabelledTexts",
     "LengthBatch",
     "ListSource",
     "LogisticPropensity",
@@ -135,6 +164,7 @@ __all__ = [
     "Neighbours",
     "PairSampler",
     "ParquetSource",
+    "RowSampler",
     "Sampled",
     "SentenceDataConfig",
     "SentenceSampler",
@@ -144,8 +174,10 @@ __all__ = [
     "Source",
     "StsFolder",
     "SurfaceNeighbours",
+    "TaskShape",
     "TextFolderSource",
     "TextPool",
+    "TextRows",
     "TfdsSource",
     "TokenChunker",
     "TokenizedTexts",
@@ -168,6 +200,7 @@ __all__ = [
     "evaluation_batches",
     "fit_logistic_propensity",
     "frequency_histogram",
+    "frequent_words",
     "hashed_trigrams",
     "importance_propensity",
     "importance_target_histogram",
@@ -181,7 +214,10 @@ __all__ = [
     "nearest_by_meaning",
     "nearest_by_surface",
     "num_evaluation_steps",
+    "number_words",
     "open_authorship_task",
+    "open_classification_task",
+    "open_labelled_text_task",
     "open_sentence_task",
     "open_source",
     "pad_rows",
@@ -190,14 +226,21 @@ __all__ = [
     "propensity_histogram",
     "propensity_lookup",
     "random_pairs",
+    "read_labelled_records",
     "read_sts_folder",
+    "read_text_label_lines",
+    "read_tree_sentences",
+    "row_batches",
     "sentence_batches",
     "sentence_vocab_size",
+    "string_of",
     "surface_similarity",
+    "task_shape",
     "tokenize_texts",
     "tokenizer_fingerprint",
     "train_tokenizer",
     "word_tokenizer",
+    "words_of",
     "work_disjoint_split",
     "world_author_batches",
     "world_vocab_size",

@@ -5,24 +5,23 @@ in two layouts: "texts", each text's words by themselves (recurrent models), and
 ``[CLS] first [SEP] (second [SEP])`` (transformers), whose ids are those of the same words or of a tokenizer.
 """
 
-import collections
 import dataclasses
-import gzip
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
 
-from jaxcore.data.author_batches import AuthorBatches, Batch, EpochOrder
+from jaxcore.data.author_batches import AuthorBatches
 from jaxcore.data.author_world import SPECIAL_TOKENS
 from jaxcore.data.entailment_world import EntailmentWorld, EntailmentWorldConfig
-from jaxcore.data.records import Field, RecordScan
-from jaxcore.data.sentiment_trees import binary_sentences, read_sentiment_trees
+from jaxcore.data.labelled_texts import LabelledTexts, read_text_label_lines, read_tree_sentences
+from jaxcore.data.records import Field
+from jaxcore.data.row_batches import RowSampler, row_batches
 from jaxcore.data.sentiment_world import SentimentWorld, SentimentWorldConfig
 from jaxcore.data.sources import open_source
-from jaxcore.data.tokenization import load_tokenizer, pad_rows
+from jaxcore.data.tokenization import attention_mask, load_tokenizer, pad_rows
+from jaxcore.data.word_vocabulary import Text, frequent_words, number_words, string_of, words_of
 
 Layout = Literal["texts", "sequence"]
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
@@ -137,6 +136,13 @@ class TaskShape:
     sequence_length: int
     """Ids of a transformer's row."""
 
+    def inputs(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what a model reads of one text or pair, in the order of `ClassificationTask.inputs`."""
+        if layout == "sequence":
+            return {"input_ids": (self.sequence_length,), "attention_mask": (self.sequence_length,)}
+        sides = ("first", "second") if self.is_pair else ("first",)
+        return {f"{side}_{kind}": (self.text_length,) for side in sides for kind in ("ids", "mask")}
+
 
 def check_task(name: str) -> None:
     """ValueError unless there is a task of this name."""
@@ -163,22 +169,6 @@ def task_shape(name: str, config: ClassificationDataConfig) -> TaskShape:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledTexts:
-    """Texts as words, the second texts of pairs (or None), and class numbers."""
-
-    first: Sequence[tuple[str, ...]]
-    second: Sequence[tuple[str, ...]] | None
-    labels: Int[np.ndarray, "texts"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: np.ndarray) -> "LabelledTexts":
-        second = None if self.second is None else [self.second[row] for row in rows]
-        return LabelledTexts([self.first[row] for row in rows], second, self.labels[rows])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class ClassificationTask:
     """A task's splits and vocabulary.
 
@@ -196,24 +186,27 @@ class ClassificationTask:
     tokenizer: Any
     description: str
 
-    def rows(self, texts: LabelledTexts, layout: Layout) -> dict[str, np.ndarray]:
+    def inputs(self, texts: LabelledTexts, layout: Layout) -> dict[str, np.ndarray]:
         """What a model reads, int32.
 
         "texts": ``first_ids``, ``first_mask`` and for pairs ``second_ids``, ``second_mask``; "sequence": ``input_ids``,
-        ``attention_mask``. Both have ``labels``.
+        ``attention_mask``.
         """
-        labels = {"labels": texts.labels.astype(np.int32)}
         if layout == "sequence":
             ids, lengths = pad_rows(
                 self._sequences(texts), length=self.shape.sequence_length, pad_id=self.pad_id(layout)
             )
-            return {"input_ids": ids, "attention_mask": _mask(lengths, ids.shape[1]), **labels}
+            return {"input_ids": ids, "attention_mask": attention_mask(lengths, ids.shape[1])}
         found: dict[str, np.ndarray] = {}
         for side, words in (("first", texts.first), ("second", texts.second)):
             if words is not None:
                 ids, lengths = pad_rows(self._numbers(words), length=self.shape.text_length, pad_id=PAD)
-                found |= {f"{side}_ids": ids, f"{side}_mask": _mask(lengths, ids.shape[1])}
-        return {**found, **labels}
+                found |= {f"{side}_ids": ids, f"{side}_mask": attention_mask(lengths, ids.shape[1])}
+        return found
+
+    def rows(self, texts: LabelledTexts, layout: Layout) -> dict[str, np.ndarray]:
+        """What a model is trained on: its `inputs`, and ``labels``, int32."""
+        return {**self.inputs(texts, layout), "labels": texts.labels.astype(np.int32)}
 
     def pad_id(self, layout: Layout) -> int:
         return int(self.tokenizer.pad_token_id) if self.tokenizer is not None and layout == "sequence" else PAD
@@ -231,36 +224,20 @@ class ClassificationTask:
         self, layout: Layout, *, batch_size: int, seed: int, num_steps: int, process_index: int, process_count: int
     ) -> AuthorBatches:
         """Training batches: every text once an epoch, reshuffled; this process's part."""
-        sampler = _EpochSampler(self.rows(self.splits["train"], layout), batch_size=batch_size, seed=seed)
-        return AuthorBatches(sampler, num_steps=num_steps, process_index=process_index, process_count=process_count)
+        sampler = RowSampler(self.rows(self.splits["train"], layout), batch_size=batch_size, seed=seed)
+        return row_batches(sampler, num_steps=num_steps, process_index=process_index, process_count=process_count)
 
-    def _numbers(self, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
-        number = {word: index for index, word in enumerate(self.words)}
-        return [[number.get(word.lower(), UNKNOWN) for word in text] for text in texts]
+    def _numbers(self, texts: Sequence[Text]) -> list[list[int]]:
+        return number_words(_lower_case(texts), self.words, unknown=UNKNOWN)
 
     def _sequences(self, texts: LabelledTexts) -> list[list[int]]:
         if self.tokenizer is not None:
-            sides = [[" ".join(words) for words in side] for side in (texts.first, texts.second) if side is not None]
+            sides = [[string_of(text) for text in side] for side in (texts.first, texts.second) if side is not None]
             return self.tokenizer(*sides, truncation=True, max_length=self.shape.sequence_length)["input_ids"]
         first = [[START, *ids, END] for ids in self._numbers(texts.first)]
         if texts.second is None:
             return first
         return [[*ids, *more, END] for ids, more in zip(first, self._numbers(texts.second), strict=True)]
-
-
-class _EpochSampler:
-    """Rows of shuffled epochs as a pure function of the step."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], *, batch_size: int, seed: int) -> None:
-        count = len(arrays["labels"])
-        if count < batch_size:
-            raise ValueError(f"a batch of {batch_size} texts needs as many: there are {count} training texts")
-        self._arrays, self.num_rows = arrays, batch_size
-        self._order = EpochOrder(count, per_step=batch_size, seed=seed)
-
-    def rows(self, step: int, start: int, stop: int) -> Batch:
-        chosen = self._order.at(step)[start:stop]
-        return {**{name: array[chosen] for name, array in self._arrays.items()}, "example_ids": chosen.astype(np.int32)}
 
 
 def open_classification_task(name: str, config: ClassificationDataConfig, *, seed: int) -> ClassificationTask:
@@ -278,9 +255,9 @@ def open_classification_task(name: str, config: ClassificationDataConfig, *, see
         splits, where = _read_splits(name, config), config.path or f"TFDS {PUBLISHED[name].tfds[0].split('/')[0]}"
     longest = PUBLISHED[name].longest if name in PUBLISHED else 0
     is_generated = name == "overlap" or (name == "sentiment" and not config.path)
-    most = 0 if is_generated else config.most
+    limit = 0 if is_generated else config.most
     kept = {
-        split: _kept(texts, config.max_length, longest, most, np.random.default_rng([seed, number, 7]))
+        split: _kept(texts, config.max_length, longest, limit, np.random.default_rng([seed, number, 7]))
         for number, (split, texts) in enumerate(splits.items())
     }
     for split, texts in kept.items():
@@ -289,20 +266,16 @@ def open_classification_task(name: str, config: ClassificationDataConfig, *, see
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer and not is_generated else None
     if tokenizer is not None and len(tokenizer) > shape.sequence_vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} ids: set --data.vocab-size {len(tokenizer)}")
-    words = _vocabulary(kept["train"], config.min_count, shape.vocab_size)
+    training = [*kept["train"].first, *(kept["train"].second or ())]
+    most = shape.vocab_size - len(SPECIAL_TOKENS)
+    words = (*SPECIAL_TOKENS, *frequent_words(_lower_case(training), most=most, min_count=config.min_count))
     counts = ", ".join(f"{len(texts):,} {split}" for split, texts in kept.items())
     description = f"{name}: {where}; texts: {counts}; {len(words):,} words; {shape.num_classes} classes."
     return ClassificationTask(name, shape, kept, words, tokenizer, description)
 
 
-def _mask(lengths: np.ndarray, width: int) -> np.ndarray:
-    return (np.arange(width) < lengths[:, None]).astype(np.int32)
-
-
-def _vocabulary(texts: LabelledTexts, min_count: int, most: int) -> tuple[str, ...]:
-    counts = collections.Counter(word.lower() for side in (texts.first, texts.second or ()) for t in side for word in t)
-    frequent = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
-    return (*SPECIAL_TOKENS, *frequent[: most - len(SPECIAL_TOKENS)])
+def _lower_case(texts: Iterable[Text]) -> list[list[str]]:
+    return [[word.lower() for word in words_of(text)] for text in texts]
 
 
 def _kept(texts: LabelledTexts, max_length: int, longest: int, most: int, rng: np.random.Generator) -> LabelledTexts:
@@ -376,31 +349,10 @@ def _find(folder: pathlib.Path, prefix: str, split: str) -> pathlib.Path | None:
 
 def _read_file(name: str, file: pathlib.Path, config: ClassificationDataConfig) -> LabelledTexts:
     if name in ("sentiment", "sst2"):
-        sentences = binary_sentences(read_sentiment_trees(file))
-        return LabelledTexts(sentences.words, None, sentences.labels)
+        return read_tree_sentences(file)
     if name == "imdb":
         return read_text_label_lines(file)
     return _read_records(name, str(file), PUBLISHED[name].file_columns, config)
-
-
-def read_text_label_lines(path: pathlib.Path, *, max_malformed_rate: float = 0.01) -> LabelledTexts:
-    """Lines ``text,label`` without header, no comma within the text, label 0 or 1; plain or .gz.
-
-    Raises:
-        ValueError: no lines, or more malformed ones than `max_malformed_rate` allows.
-    """
-    scan, texts, labels = RecordScan(str(path), max_malformed_rate), [], []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            text, comma, label = line.strip().rpartition(",")
-            if not comma or label not in ("0", "1") or not text.strip():
-                scan.reject(path, number, "expected text,label with label 0 or 1")
-                continue
-            scan.accept()
-            texts.append(tuple(text.split()))
-            labels.append(int(label))
-    scan.finish()
-    return LabelledTexts(texts, None, np.array(labels, np.int32))
 
 
 def _read_records(

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcore.attribution.token_aggregation import word_ids_from_offsets
-from jaxcore.data.author_batches import AuthorBatches, Batch, EpochOrder
 from jaxcore.data.confusable_world import (
     CLASS,
     GROUP,
@@ -28,7 +27,8 @@ from jaxcore.data.confusable_world import (
 from jaxcore.data.intents import IntentCorpus, IntentTexts, read_intents
 from jaxcore.data.keyword_lexicon import bare_word, count_words, keyword_attack, keyword_lexicon
 from jaxcore.data.label_teachers import LabelTeacher, LinearTeacher
-from jaxcore.data.tokenization import load_tokenizer
+from jaxcore.data.tokenization import attention_mask, load_tokenizer, pad_rows
+from jaxcore.data.word_vocabulary import frequent_words, number_words
 
 PAD, START = 0, 1
 """Ids of the task's own vocabulary that are no words; words follow."""
@@ -155,15 +155,13 @@ class IntentTask:
             start_token: begin with `START`, where there is no tokenizer.
         """
         width = self.config.words
-        known = np.zeros((len(texts.words), width), bool)
         if tokenizer is not None:
             arrays = _sub_words(texts, tokenizer, self.config.max_tokens)
-            for row, ids in zip(known, arrays["word_ids"], strict=True):
-                row[np.unique(ids[(ids >= 0) & (ids < width)])] = True
         else:
             arrays = self._word_ids(texts, width, start_token=start_token)
-            for row, words in zip(known, texts.words, strict=True):
-                row[: len(words)] = True
+        known = np.zeros((len(texts.words), width), bool)
+        for row, ids in zip(known, arrays["word_ids"], strict=True):
+            row[ids[(ids >= 0) & (ids < width)]] = True
         return {
             **arrays,
             "present": known,
@@ -173,19 +171,12 @@ class IntentTask:
         }
 
     def _word_ids(self, texts: LabelledWords, width: int, *, start_token: bool) -> dict[str, np.ndarray]:
-        number = {word: index + 2 for index, word in enumerate(self.vocabulary)}
-        first = int(start_token)
-        ids = np.zeros((len(texts.words), width + first), np.int32)
-        word_ids = np.full(ids.shape, -1, np.int32)
-        mask = np.zeros(ids.shape, np.int32)
-        for row, words in enumerate(texts.words):
-            stop = first + len(words)
-            ids[row, first:stop] = [number.get(word, PAD) for word in words]
-            word_ids[row, first:stop] = np.arange(len(words))
-            mask[row, :stop] = 1
-        if start_token:
-            ids[:, 0] = START
-        return {"input_ids": ids, "attention_mask": mask, "word_ids": word_ids}
+        numbers = number_words(texts.words, ("[PAD]", "[CLS]", *self.vocabulary), unknown=PAD)
+        first = [START] if start_token else []
+        ids, lengths = pad_rows([first + row for row in numbers], length=width + len(first), pad_id=PAD)
+        mask = attention_mask(lengths, ids.shape[1])
+        places = np.arange(ids.shape[1], dtype=np.int32) - len(first)
+        return {"input_ids": ids, "attention_mask": mask, "word_ids": np.where(mask > 0, places, -1)}
 
 
 def _sub_words(texts: LabelledWords, tokenizer: Any, length: int) -> dict[str, np.ndarray]:
@@ -203,36 +194,6 @@ def _sub_words(texts: LabelledWords, tokenizer: Any, length: int) -> dict[str, n
         "attention_mask": encoded["attention_mask"].astype(np.int32),
         "word_ids": word_ids_from_offsets(encoded["offset_mapping"], joined),
     }
-
-
-class RowSampler:
-    """`batch_size` different rows of arrays, reshuffled every epoch; a pure function of the step."""
-
-    def __init__(self, rows: dict[str, np.ndarray], *, batch_size: int, seed: int) -> None:
-        count = len(next(iter(rows.values())))
-        if batch_size > count:
-            raise ValueError(
-                f"a batch of {batch_size} different texts needs as many: there are {count} training texts; lower "
-                "batch_size or give more texts"
-            )
-        self._rows, self.num_rows = rows, batch_size
-        self._order = EpochOrder(count, per_step=batch_size, seed=seed)
-
-    def rows(self, step: int, start: int, stop: int) -> Batch:
-        """Rows [start, stop) of batch `step`."""
-        chosen = self._order.at(step)[start:stop]
-        return {name: np.asarray(array[chosen]) for name, array in self._rows.items()} | {
-            "example_ids": chosen.astype(np.int32)
-        }
-
-    def order(self, num_steps: int) -> Int[np.ndarray, "steps rows"]:
-        """The row numbers of every batch."""
-        return np.stack([self._order.at(step) for step in range(num_steps)]).astype(np.int32)
-
-
-def row_batches(sampler: RowSampler, *, num_steps: int, process_index: int, process_count: int) -> AuthorBatches:
-    """The sampler's batches, this process's part, restorable at any step."""
-    return AuthorBatches(sampler, num_steps=num_steps, process_index=process_index, process_count=process_count)
 
 
 def open_intent_task(config: IntentDataConfig, *, seed: int) -> IntentTask:
@@ -302,7 +263,7 @@ def _task_of_files(config: IntentDataConfig, seed: int) -> IntentTask:
         test=clean,
         attacked=attacked,
         teacher=teacher,
-        vocabulary=_vocabulary(shown, config.vocab_size - 2),
+        vocabulary=frequent_words(shown.words, most=config.vocab_size - 2),
         config=config,
         description=(
             f"{num_labels} intents from {os.path.basename(os.path.normpath(config.path))}: {len(training.labels)} "
@@ -385,13 +346,6 @@ def _padded(rows: Any, width: int) -> np.ndarray:
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return padded
-
-
-def _vocabulary(texts: LabelledWords, size: int) -> tuple[str, ...]:
-    """The most frequent words of the training texts, at most `size`; ties in alphabetical order."""
-    counts = count_words(texts.words, np.zeros(len(texts.words), int), num_labels=1)
-    order = np.argsort(-counts.by_label[0], kind="stable")[:size]
-    return tuple(counts.words[number] for number in order)
 
 
 def tokenizer_of(config: IntentDataConfig) -> Any:

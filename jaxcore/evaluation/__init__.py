@@ -19,6 +19,11 @@
     probes                 linear and nearest-neighbour probes
     partitions             k-means and linkage clusters, and their scores
     text_embedding         texts to vectors, grouped by length, spread over a mesh
+    explainer_agreement    agreement of explainers by groups of pairs, per instance, and its shuffled control
+    simulatability         a simulated reader guesses the prediction from what an explanation shows
+    control_maps           permuted saliency maps, random spans: negative controls
+    rater_agreement        Fleiss' kappa, means in which every rater counts the same
+    explanation_study      human ratings of explanations; the published study of saliency map verbalization
 
 Metrics take NumPy or JAX arrays, compute on the host in float64, and raise one-line `ValueError`s;
 `centroid_attribution`, `anchor_replica_accuracy` and `pair_features` are JAX functions that work under `jit`.
@@ -51,6 +56,17 @@ from jaxcore.evaluation.clustering import (
     links_within_classes,
     tune_threshold,
 )
+from jaxcore.evaluation.control_maps import permuted_scores, random_spans
+from jaxcore.evaluation.explainer_agreement import mean_over_pairs, pair_metrics, shuffled_tau
+from jaxcore.evaluation.explanation_study import (
+    STUDY_DATASETS,
+    Rating,
+    StudyTable,
+    guess_agreement,
+    read_study,
+    study_files,
+    subset_means,
+)
 from jaxcore.evaluation.paired_tests import PairedTest, paired_permutation_test, paired_t_test
 from jaxcore.evaluation.pan import align_answers, read_pan_answers, read_pan_truth
 from jaxcore.evaluation.partitions import (
@@ -61,6 +77,7 @@ from jaxcore.evaluation.partitions import (
     partition_scores,
 )
 from jaxcore.evaluation.probes import ProbeResult, cross_validated_linear_probe, knn_probe, linear_probe
+from jaxcore.evaluation.rater_agreement import fleiss_kappa, mean_over_raters
 from jaxcore.evaluation.retrieval import (
     CrossModalEvaluation,
     RetrievalEvaluation,
@@ -90,6 +107,7 @@ from jaxcore.evaluation.sentence_similarity import (
     sts_score,
 )
 from jaxcore.evaluation.similarity_search import RankCounts, TopK, target_ranks, top_k
+from jaxcore.evaluation.simulatability import NaiveBayesReader, fit_reader
 from jaxcore.evaluation.text_embedding import EmbeddedWindow, EmbeddingOptions, embed_texts, embed_windows
 from jaxcore.evaluation.token_attribution import MarkerRanking, PointingGame, marker_auprc, pointing_game
 from jaxcore.evaluation.verification import (
@@ -107,6 +125,7 @@ from jaxcore.evaluation.verification import (
 )
 
 __all__ = [
+    "STUDY_DATASETS",
     "AuthorshipEvaluationConfig",
     "AuthorshipExplanations",
     "AuthorshipMeasurements",
@@ -121,16 +140,19 @@ __all__ = [
     "MarkerRanking",
     "Measured",
     "NWayResult",
+    "NaiveBayesReader",
     "PairSimilarities",
     "PairedTest",
     "PartitionScores",
     "PointingGame",
     "ProbeResult",
     "RankCounts",
+    "Rating",
     "RetrievalEvaluation",
     "RunValues",
     "SentencePairs",
     "StsEvaluation",
+    "StudyTable",
     "TopK",
     "TunedThreshold",
     "UnansweredCalibration",
@@ -157,7 +179,10 @@ __all__ = [
     "explain_queries",
     "f05u",
     "f05u_published_2020",
+    "fit_reader",
     "fit_verification_head",
+    "fleiss_kappa",
+    "guess_agreement",
     "judge",
     "judge_single_run",
     "kmeans_clusters",
@@ -170,6 +195,8 @@ __all__ = [
     "map_rows",
     "marker_auprc",
     "mean_average_precision",
+    "mean_over_pairs",
+    "mean_over_raters",
     "mean_recall",
     "mean_reciprocal_rank",
     "ndcg_at_k",
@@ -177,24 +204,31 @@ __all__ = [
     "nway_protocol",
     "padded_relevance",
     "pair_features",
+    "pair_metrics",
     "paired_permutation_test",
     "paired_t_test",
     "partial_spearman",
     "partition_scores",
     "pearson",
+    "permuted_scores",
     "pointing_game",
     "query_targets",
+    "random_spans",
     "ranks_from_counts",
     "read_pan_answers",
     "read_pan_truth",
+    "read_study",
     "recall_at_k",
     "relevant_share_at_k",
     "retrieval_intervals",
     "sample_author_pairs",
+    "shuffled_tau",
     "similarity_gain_intervals",
     "similarity_intervals",
     "spearman",
     "sts_score",
+    "study_files",
+    "subset_means",
     "target_ranks",
     "top_k",
     "tune_threshold",

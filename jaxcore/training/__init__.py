@@ -2,7 +2,7 @@
 
 Read in this order: `state` (what an update reads and writes, laid over a mesh), `step` (one jitted update),
 `gradient_cache` (the same gradient for batches that never fit), `loop` (batches in, trained state out),
-`checkpoints` and `run_directory` (what survives a kill), `optimizers` (optax from a config).
+`checkpoints`, `run_directory` and `run_parts` (what survives a kill), `optimizers` (optax from a config).
 """
 
 from jaxcore.training.checkpoints import Checkpoints, Restored, read_snapshot, save_snapshot
@@ -21,6 +21,7 @@ from jaxcore.training.run_directory import (
     params_digest,
     write_json,
 )
+from jaxcore.training.run_parts import run_part
 from jaxcore.training.state import TrainState, abstract_state, create_state, state_shardings
 from jaxcore.training.step import make_train_step, one_shot_gradients
 
@@ -55,6 +56,7 @@ __all__ = [
     "params_digest",
     "read_metrics",
     "read_snapshot",
+    "run_part",
     "save_snapshot",
     "state_shardings",
     "write_json",

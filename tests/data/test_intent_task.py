@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcore.data.confusable_world import CLASS, GROUP
-from jaxcore.data.intent_task import IntentDataConfig, RowSampler, open_intent_task
+from jaxcore.data.intent_task import IntentDataConfig, open_intent_task
 
 WORLD = IntentDataConfig(shots=3, test_per_class=4)
 COMMON = ["please", "help", "me", "now", "with", "this", "thing"]
@@ -94,15 +94,6 @@ def test_sub_words_belong_to_their_words(files):
     assert (rows["word_ids"] >= 0).sum() > rows["present"].sum(), "some words have several tokens"
 
 
-def test_batches_are_a_function_of_the_step():
-    rows = {"x": np.arange(10)}
-    sampler = RowSampler(rows, batch_size=4, seed=0)
-    order = sampler.order(5)
-    for step in range(5):
-        np.testing.assert_array_equal(sampler.rows(step, 0, 4)["x"], order[step])
-    assert len(set(order[0]) | set(order[1])) == 8
-
-
 def test_bad_input_is_named(files):
     with pytest.raises(ValueError, match=r"has 3 intents: set --data.num-classes 3"):
         open_intent_task(dataclasses.replace(files, num_classes=77), seed=0)
@@ -112,5 +103,3 @@ def test_bad_input_is_named(files):
         IntentDataConfig(tokenizer="roberta-base")
     with pytest.raises(ValueError, match="the world has no end of texts"):
         IntentDataConfig(shots=0)
-    with pytest.raises(ValueError, match="a batch of 11 different texts"):
-        RowSampler({"x": np.arange(10)}, batch_size=11, seed=0)

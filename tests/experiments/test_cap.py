@@ -13,7 +13,8 @@ from flax.core import meta
 from experiments import cap
 from experiments.__main__ import main
 from jaxcore.data.confusable_world import CLASS
-from jaxcore.data.intent_task import RowSampler, open_intent_task
+from jaxcore.data.intent_task import open_intent_task
+from jaxcore.data.row_batches import RowSampler
 from jaxcore.evaluation import RunValues, judge
 from jaxcore.models import Encoder, save_pretrained
 from jaxcore.training import Preempted, read_metrics
@@ -47,6 +48,10 @@ def test_a_run_writes_what_the_protocol_says(finished):
         assert text in page
 
 
+def with_priors_of(path):
+    return dataclasses.replace(SMOKE, priors=dataclasses.replace(SMOKE.priors, file=str(path / "priors.jsonl")))
+
+
 def test_priors_are_kept_word_by_word_and_read_back(finished):
     path, _ = finished
     lines = [json.loads(line) for line in (path / "priors.jsonl").read_text().splitlines()]
@@ -57,11 +62,13 @@ def test_priors_are_kept_word_by_word_and_read_back(finished):
             assert sum(line[f"r_{name}"]) == pytest.approx(1, abs=1e-4)
     task = open_intent_task(SMOKE.data, seed=0)
     rows = task.rows(task.training)
-    read = cap.read_priors(path / "priors.jsonl", task.training, rows["present"])
+    given = with_priors_of(path)
+    read = cap.given_priors(given, task.training, rows["present"])
     made = cap.teacher_priors(SMOKE, task, rows["present"]).by_name
     np.testing.assert_allclose(read["cap"], made["cap"], atol=1e-5)
+    assert cap.given_priors(SMOKE, task.training, rows["present"]) == {}
     with pytest.raises(ValueError, match="has no prior for training text 0"):
-        cap.read_priors(path / "priors.jsonl", task.test, task.rows(task.test)["present"])
+        cap.given_priors(given, task.test, task.rows(task.test)["present"])
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(finished, tmp_path):
@@ -171,7 +178,7 @@ def test_students_trained_together_are_those_trained_by_the_loop(finished):
     steps = cap.make_steps(SMOKE)
     task = open_intent_task(SMOKE.data, seed=0)
     rows, test = task.rows(task.training), task.rows(task.test)
-    prior = cap.read_priors(path / "priors.jsonl", task.training, rows["present"])["cap"]
+    prior = cap.given_priors(with_priors_of(path), task.training, rows["present"])["cap"]
     trained_on = {name: rows[name] for name in cap.TRAINED_ON}
     order = RowSampler(trained_on, batch_size=SMOKE.rows, seed=0).order(SMOKE.num_steps)
     start = cap.initial_params(SMOKE, steps, None)

@@ -6,6 +6,7 @@ import pathlib
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import experiments
@@ -64,3 +65,26 @@ def test_what_a_module_lacks_is_named():
 def test_an_unknown_experiment_is_named_with_those_there_are():
     with pytest.raises(ValueError, match=r"unknown experiment 'starr': expected one of .*star"):
         protocol.load("starr")
+
+
+def test_batches_are_checked_against_the_mesh_before_anything_is_compiled():
+    mesh = protocol.checked_mesh(MeshConfig(data=4, fsdp=2), jax.devices(), 8, 16)
+    assert dict(mesh.shape)["data"] == 4
+    with pytest.raises(ValueError, match="12"):
+        protocol.checked_mesh(MeshConfig(data=4, fsdp=2), jax.devices(), 8, 12)
+    rows = protocol.abstract_rows(mesh, 16, {"ids": (5,), "labels": (), "kept": (5,)}, {"kept": jnp.bool_})
+    assert {name: (row.shape, row.dtype.name) for name, row in rows.items()} == {
+        "ids": ((16, 5), "int32"), "labels": ((16,), "int32"), "kept": ((16, 5), "bool")
+    }  # fmt: skip
+    assert rows["ids"].sharding.shard_shape((16, 5)) == (2, 5)
+
+
+def test_results_say_what_was_run():
+    config = types.SimpleNamespace(preset="smoke", seed=5)
+    made = [
+        protocol.results_of("star", config, started=0.0, steps=3, metrics={"m": 1.0}, params={"w": value})
+        for value in (jnp.zeros(2), jnp.ones(2))
+    ]
+    assert (made[0].experiment, made[0].preset, made[0].seed, made[0].steps) == ("star", "smoke", 5, 3)
+    assert made[0].seconds > 0 and made[0].samples == {} and made[0].versions["jax"] == jax.__version__
+    assert made[0].params_digest != made[1].params_digest

@@ -9,16 +9,14 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.naive_bayes import MultinomialNB
 
 from experiments import saliency_verbalization as verbalization
 from experiments.__main__ import main
+from jaxcore.data.labelled_text_task import open_labelled_text_task
 from jaxcore.data.sentiment_world import SentimentWorldConfig
 from jaxcore.evaluation import RunValues, judge, judge_single_run, map_rows
 from jaxcore.models import EncoderConfig
 from jaxcore.models.classifier import load_classifier
-from jaxcore.reporting import saliency_search
-from jaxcore.reporting.saliency_search import Snippet
 from jaxcore.training import Preempted, read_metrics
 
 SMOKE = verbalization.PRESETS["smoke"]
@@ -60,7 +58,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained():
     """Maps of a fresh classifier on the tiny texts, and the steps that made them."""
-    steps, task = verbalization.make_steps(TINY), verbalization.open_texts(TINY)
+    steps, task = verbalization.make_steps(TINY), verbalization.open_task(TINY)
     state = verbalization.initial_state(TINY, steps)
     maps, _ = verbalization.explain_texts(TINY, steps, state.params, task.test, lambda step: False)
     return steps, state, task, maps
@@ -134,7 +132,10 @@ def test_maps_complete_the_predicted_logit_from_a_text_of_padding(trained):
     """Summed over the words: the logit of the text less that of the same number of padding vectors."""
     steps, state, task, _ = trained
     test = task.test
-    output = map_rows(steps.explain, state.params, test.arrays, batch_size=TINY.evaluation_batch_size, mesh=steps.mesh)
+    output = map_rows(
+        steps.explain, state.params, verbalization.explained_rows(test), batch_size=TINY.evaluation_batch_size,
+        mesh=steps.mesh,
+    )  # fmt: skip
     mask = jnp.asarray(test.attention_mask)
     empty = steps.model.apply({"params": state.params}, jnp.zeros_like(mask), mask)
     predicted = np.argmax(output["logits"], axis=1)
@@ -148,19 +149,6 @@ def test_texts_of_no_length_that_is_read_are_refused(trained):
     config = dataclasses.replace(TINY, reading=dataclasses.replace(TINY.reading, min_tokens=90))
     with pytest.raises(ValueError, match=r"0 of 24 test texts have 90 to 99 tokens: expected at least two"):
         verbalization.explain_texts(config, steps, state.params, task.test, lambda step: False)
-
-
-def test_controls_keep_what_they_should(trained):
-    *_, maps = trained
-    rng = np.random.default_rng(0)
-    permuted = verbalization.permuted_maps(maps, rng)
-    np.testing.assert_array_equal(np.sort(permuted, axis=1), np.sort(np.where(maps.mask, maps.scores, 0), axis=1))
-    assert np.mean(permuted != maps.scores) > 0.5
-    sizes = np.minimum(maps.mask.sum(1), rng.integers(0, 6, len(maps.mask)))
-    spans = verbalization.random_spans(maps.mask, sizes, rng)
-    np.testing.assert_array_equal(spans.sum(1), sizes)
-    assert not np.any(spans & ~maps.mask)
-    assert all(np.all(np.diff(np.flatnonzero(row)) == 1) for row in spans)
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 1.0), (1.0, 0.0)])
@@ -178,84 +166,17 @@ def test_the_scripted_verbaliser_has_the_summary_s_length_and_its_share_of_typic
         assert shown[0, 5]
 
 
-def test_percentages_are_exact_and_the_released_slice_breaks_them(trained, monkeypatch):
-    """The released code sums ``S[first:last]``: the last token is lost, a single word covers nothing."""
-    tokens = ["a", "fine", "film", ".", "dull", "ending"]
-    scores = np.array([0.5, 3.0, 1.0, 0.25, -2.0, 0.25])
-
-    def right():
-        runs = saliency_search.summarise_runs(jnp.asarray(scores[None]))[0]
-        return verbalization.exact_percentages(runs, tokens, scores)
-
-    assert right() and all(right())
-
-    def released(evidence, indices):
-        mass = np.maximum(evidence, 0).sum()
-        return float(max(evidence[indices[0] : indices[-1]].sum() / mass, 0))
-
-    monkeypatch.setattr(saliency_search, "_share", released)
-    assert not all(right())
-    monkeypatch.undo()
-    assert verbalization.exact_percentages([Snippet((1,), 1.0, 0.6)], tokens, scores) == [True]
-    assert verbalization.exact_percentages([Snippet((1,), 1.0, 0.61)], tokens, scores) == [False]
-
-
-# ---- reader ----------------------------------------------------------------------------------------------
-
-
-def test_the_reader_is_multinomial_naive_bayes(trained):
-    _, _, task, maps = trained
-    reader = verbalization.fit_reader(task.reading, 2, TINY.vocab_size, smoothing=1.0)
-
-    def counts(texts, shown):
-        table = np.zeros((len(texts), TINY.vocab_size))
-        rows, places = np.nonzero(shown)
-        np.add.at(table, (rows, texts.input_ids[rows, places]), 1)
-        return table
-
-    peer = MultinomialNB(alpha=1.0).fit(counts(task.reading, task.reading.content), task.reading.labels)
-    np.testing.assert_allclose(reader.log_likelihood, peer.feature_log_prob_, atol=1e-12)
-    shown = maps.mask & (np.cumsum(maps.mask, axis=1) % 2 == 0)
-    ours, theirs = reader.guess(maps.texts.input_ids, shown), peer.predict(counts(maps.texts, shown))
-    assert np.mean(ours == theirs) > 0.95  # its prior is not smoothed
-    hidden = reader.guess(maps.texts.input_ids, np.zeros_like(shown))
-    assert set(hidden) == {int(np.argmax(reader.log_prior))}
-
-
-def test_association_is_a_log_ratio_of_other_classes():
-    ids = np.array([[5, 5, 6], [6, 7, 7]], np.int32)
-    texts = verbalization.Texts(ids, np.ones_like(ids), np.ones_like(ids), np.array([0, 1]), [["a"] * 3] * 2)
-    found = verbalization.associations(texts, 2, 8)
-    assert found[0, 5] == pytest.approx(np.log(3)) and found[0, 6] == pytest.approx(0)
-    np.testing.assert_allclose(found[0], -found[1])
-
-
 # ---- texts -----------------------------------------------------------------------------------------------
 
 
-def test_halves_share_no_row_and_unknown_words_are_unknown():
-    task = verbalization.open_texts(TINY)
-    assert len(task.training) + len(task.reading) == TINY.data.num_training and len(task.test) == TINY.data.num_test
-    for texts in (task.training, task.test):
-        assert all(len(tokens) == mask.sum() for tokens, mask in zip(texts.tokens, texts.attention_mask, strict=True))
-    with_few_ids = dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, vocab_size=16))
-    ids = verbalization.open_texts(with_few_ids).test.input_ids
-    assert ids.max() < 16 and np.any(ids == 1)
-
-
-def test_files_of_three_kinds_give_texts_and_classes(tmp_path):
-    trees = tmp_path / "trees.txt"
-    trees.write_text("(3 (2 A) (4 joy))\n(2 (2 So) (2 so))\n(0 (2 No) (1 good))\n")
-    config = TINY.data
-    assert verbalization.read_texts(config, str(trees)) == ([["a", "joy"], ["no", "good"]], [1, 0])
-    table = tmp_path / "table.csv"
-    table.write_text('label,title,body\n3,One,"b, c"\n4,Two,d\n')
-    news = dataclasses.replace(config, text_fields=("title", "body"))
-    assert verbalization.read_texts(news, str(table)) == (["One b, c", "Two d"], [3, 4])
-    bare = tmp_path / "bare.csv"
-    bare.write_text('3,One,"b, c"\n4,Two,d\n')
-    named = dataclasses.replace(news, columns=("label", "title", "body"))
-    assert verbalization.read_texts(named, str(bare)) == verbalization.read_texts(news, str(table))
+def test_the_classifier_and_the_reader_learn_from_different_texts():
+    task = verbalization.open_task(TINY)
+    assert len(task.training) == len(task.reading) == TINY.data.num_training // 2
+    assert len(task.test) == TINY.data.num_test
+    whole = open_labelled_text_task(TINY.data, seed=TINY.seed).train
+    assert [*task.training.tokens, *task.reading.tokens] == whole.tokens
+    ends = verbalization.open_task(dataclasses.replace(TINY, classifier="transformer"))
+    assert ends.test.tokens[0] == ["[CLS]", *task.test.tokens[0], "[SEP]"]
 
 
 @pytest.mark.parametrize(
@@ -284,31 +205,6 @@ def test_bad_input_is_one_line_and_exit_code_2(fields, message, tmp_path, capsys
 
 
 # ---- human study -----------------------------------------------------------------------------------------
-
-
-def test_kappa_is_that_of_the_textbook():
-    """The textbook example: ten subjects, fourteen raters, kappa 0.210."""
-    counts = [
-        [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
-        [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
-    ]  # fmt: skip
-    assert verbalization.fleiss_kappa(np.array(counts)) == pytest.approx(0.210, abs=5e-4)
-    with pytest.raises(ValueError, match="one category"):
-        verbalization.fleiss_kappa(np.array([[3, 0], [2, 0]]))
-    with pytest.raises(ValueError, match="two ratings"):
-        verbalization.fleiss_kappa(np.array([[1, 0]]))
-
-
-def test_ratings_are_averaged_by_annotator_first():
-    rating = verbalization.Rating
-    table = verbalization.StudyTable(
-        [rating(0, "1", "HM", "pos", 1, 1)] * 3 + [rating(1, "2", "HM", "", 7, 5), rating(1, "2", "SMV", "neg", 2, 2)],
-        {"1": "pos", "2": "neg"}, {"1": "pos", "2": "pos"}, {"1": 0.2, "2": 0.6},
-    )  # fmt: skip
-    assert verbalization.subset_means(table, "all", "HM") == (50.0, 4.0, 3.0)
-    assert verbalization.subset_means(table, "high_coverage", "HM") == (0.0, 7.0, 5.0)
-    assert verbalization.subset_means(table, "model_wrong", "SMV") == (100.0, 2.0, 2.0)
-    assert verbalization.subset_means(table, "simulation_wrong", "SMV") is None
 
 
 def test_the_published_study_comes_out_to_the_printed_digits(shared_data):
