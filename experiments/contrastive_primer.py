@@ -798,8 +798,8 @@ REPLICATED_PARTS: Mapping[str, Callable[[Config, Callable[[int], bool]], Replica
 
 def write_primer_report(config: Config, results: Results, description: str, directory: RunDirectory) -> None:
     """``report.html`` of one run."""
-    from jaxcore.reporting import Headline, KeyValues, Paragraph, Report, Section, Table, write_report
-    from jaxcore.reporting.authorship import training_section, verdict_section
+    from jaxcore.reporting import Headline, Paragraph, Section, Table
+    from jaxcore.reporting.run_report import configuration_section, training_section, verdict_section, write_run_report
 
     metrics = results.metrics
     headline = [
@@ -831,12 +831,11 @@ def write_primer_report(config: Config, results: Results, description: str, dire
         if description
         else None,
         training_section(read_metrics(directory.metrics)) if description else None,
-        Section("Configuration", [KeyValues(dataclasses.asdict(config))]),
+        configuration_section(config),
     ]
-    facts = {"preset": config.preset, "seed": str(config.seed), "steps": str(config.num_steps)}
-    facts |= {"device": results.device, "duration": f"{results.seconds:.0f} s", "jax": results.versions["jax"]}
-    sections = [block for block in blocks if block is not None]
-    write_report(directory.report, Report(PAPER.title, PAPER.claim, facts=facts, headline=headline, sections=sections))
+    write_run_report(
+        directory.report, results, title=PAPER.title, claim=PAPER.claim, headline=headline, sections=blocks
+    )
 
 
 FAMILY_METRICS = ("recall_at_1", "spearman", "title_mrr", "alignment", "uniformity", "isotropy", "seconds_per_step")

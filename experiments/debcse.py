@@ -928,8 +928,8 @@ def evaluate_sentences(
 
 def write_debcse_report(config: Config, task: SentenceTask | None, results: Results, directory: RunDirectory) -> None:
     """``report.html`` of one run."""
-    from jaxcore.reporting import KeyValues, Paragraph, Report, Section, write_report
-    from jaxcore.reporting.authorship import training_section
+    from jaxcore.reporting import Paragraph, Section
+    from jaxcore.reporting.run_report import configuration_section, training_section, write_run_report
 
     latent = "Latent vectors of meaning and surface; candidates and a biased teacher are given (experiment A)."
     blocks = [
@@ -937,26 +937,15 @@ def write_debcse_report(config: Config, task: SentenceTask | None, results: Resu
         _arms_section(results.metrics),
         _selection_section(results.metrics),
         training_section(read_metrics(directory.metrics)),
-        Section("Configuration", [KeyValues(dataclasses.asdict(config))]),
+        configuration_section(config),
     ]
-    write_report(
+    write_run_report(
         directory.report,
-        Report(
-            title=PAPER.title,
-            subtitle=PAPER.claim,
-            facts={
-                "run": RUN_NAME,
-                "arm": config.arm,
-                "preset": config.preset,
-                "seed": str(config.seed),
-                "steps": str(config.num_steps),
-                "device": results.device,
-                "duration": f"{results.seconds:.0f} s",
-                "jax": results.versions["jax"],
-            },
-            headline=_headlines(config, results.metrics),
-            sections=[block for block in blocks if block is not None],
-        ),
+        results,
+        title=PAPER.title,
+        claim=PAPER.claim,
+        headline=_headlines(config, results.metrics),
+        sections=blocks,
     )
 
 

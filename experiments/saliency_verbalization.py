@@ -974,8 +974,7 @@ def write_verbalization_report(
 ) -> None:
     """``report.html`` of one run."""
     from jaxcore.reporting import Headline, Paragraph, Section
-    from jaxcore.reporting.authorship import training_section, verdict_section
-    from jaxcore.reporting.run_report import configuration_section, write_run_report
+    from jaxcore.reporting.run_report import configuration_section, training_section, verdict_section, write_run_report
 
     metrics = results.metrics
     headline = [

@@ -933,8 +933,7 @@ def write_song_report(
 ) -> None:
     """``report.html`` of one run: the paper's tables, all matrices, an example of each."""
     from jaxcore.reporting import Headline, Paragraph, Section, Table, token_maps
-    from jaxcore.reporting.authorship import training_section, verdict_section
-    from jaxcore.reporting.run_report import configuration_section, write_run_report
+    from jaxcore.reporting.run_report import configuration_section, training_section, verdict_section, write_run_report
 
     headline = [
         Headline(

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from experiments.protocol import Devices, Paper, Program, Step
+from experiments.protocol import Devices, Paper, Program, Step, single_run_note
 from jaxcore.attribution import attribute_similarity
 from jaxcore.data import (
     NUM_FOLDS,
@@ -481,8 +481,9 @@ def write_star_report(
     directory: RunDirectory,
 ) -> None:
     """``report.html`` of one run."""
-    from jaxcore.reporting import Headline, KeyValues, Paragraph, Report, Section, Table, write_report
+    from jaxcore.reporting import Headline, Paragraph, Section, Table
     from jaxcore.reporting import authorship as sections
+    from jaxcore.reporting.run_report import configuration_section, training_section, verdict_section, write_run_report
 
     headline = sections.accuracy_headline(measured)
     if "explanation/similarity/auprc" in results.metrics:
@@ -491,8 +492,8 @@ def write_star_report(
     control = _control_accuracies(results.metrics)
     blocks = [
         Section("Data", [Paragraph(task.description)]),
-        sections.verdict_section(single_run_verdicts(results), SINGLE_RUN_NOTE),
-        sections.training_section(read_metrics(directory.metrics)),
+        verdict_section(single_run_verdicts(results), single_run_note("star")),
+        training_section(read_metrics(directory.metrics)),
         sections.attribution_section(measured),
         sections.verification_section(measured),
         sections.explanation_section(task, explained, shown=config.evaluation.shown),
@@ -503,28 +504,13 @@ def write_star_report(
         )
         if control
         else None,
-        Section("Configuration", [KeyValues(dataclasses.asdict(config))]),
+        configuration_section(config),
     ]
-    write_report(
-        directory.report,
-        Report(
-            title=PAPER.title,
-            subtitle=PAPER.claim,
-            facts={
-                "preset": config.preset,
-                "seed": str(config.seed),
-                "steps": str(config.num_steps),
-                "device": results.device,
-                "duration": f"{results.seconds:.0f} s",
-                "jax": results.versions["jax"],
-            },
-            headline=headline,
-            sections=[block for block in blocks if block is not None],
-        ),
+    write_run_report(
+        directory.report, results, title=PAPER.title, claim=PAPER.claim, headline=headline, sections=blocks
     )
 
 
-SINGLE_RUN_NOTE = "What this run alone says, one seed. The command 'verify star' judges over seeds."
 CONTROL_NOTE = (
     "Character trigrams and a small perceptron on these texts, authors unseen at test. With so few training authors "
     "the paper's claim is not expected to hold: raw trigram cosine may well win."

@@ -542,8 +542,8 @@ NOTE = (
 
 def write_whitenedcse_report(config: Config, task: SentenceTask, results: Results, directory: RunDirectory) -> None:
     """``report.html`` of one run."""
-    from jaxcore.reporting import Headline, KeyValues, Paragraph, Report, Section, Table, write_report
-    from jaxcore.reporting.authorship import training_section
+    from jaxcore.reporting import Headline, Paragraph, Section, Table
+    from jaxcore.reporting.run_report import configuration_section, training_section, write_run_report
 
     metrics = results.metrics
     rows = [("untrained", *(metrics[f"untrained/{name}"] for name in SHOWN))]
@@ -551,44 +551,25 @@ def write_whitenedcse_report(config: Config, task: SentenceTask, results: Result
     rows += [(arm, *(metrics[f"arms/{arm}/{name}"] for name in SHOWN)) for arm in config.compared]
     tasks = [(name, metrics[f"untrained/sts/{name}"], metrics[f"sts/{name}"]) for name in task.pairs]
     geometry = [(name.removeprefix("geometry/"), value) for name, value in metrics.items() if "geometry/" in name]
-    write_report(
-        directory.report,
-        Report(
-            title=PAPER.title,
-            subtitle=PAPER.claim,
-            facts={
-                "preset": config.preset,
-                "seed": str(config.seed),
-                "steps": str(config.num_steps),
-                "device": results.device,
-                "duration": f"{results.seconds:.0f} s",
-                "jax": results.versions["jax"],
-            },
-            headline=[
-                Headline(
-                    f"{name} Spearman x 100", f"{metrics[name]:.1f}", f"untrained {metrics[f'untrained/{name}']:.1f}"
-                )
-                for name in ("dev", "test")
-            ]
-            + [
-                Headline(
-                    "uniformity", f"{metrics['uniformity']:.2f}", f"untrained {metrics['untrained/uniformity']:.2f}"
-                )
-            ],
-            sections=[
-                Section("Data", [Paragraph(task.description)]),
-                Section(
-                    "Arms", [Table(("arm", *SHOWN), rows, caption="Spearman x 100; same updates for all.")], note=NOTE
-                ),
-                Section("Tasks", [Table(("task", "untrained", "this run"), tasks, caption="Spearman x 100, 'all'.")]),
-                Section(
-                    "Whitening without training",
-                    [Table(("untrained vectors", "uniformity"), geometry, caption="Lower is more uniform.")],
-                ),
-                training_section(read_metrics(directory.metrics)),
-                Section("Configuration", [KeyValues(dataclasses.asdict(config))]),
-            ],
+    headline = [
+        Headline(f"{name} Spearman x 100", f"{metrics[name]:.1f}", f"untrained {metrics[f'untrained/{name}']:.1f}")
+        for name in ("dev", "test")
+    ]
+    before = metrics["untrained/uniformity"]
+    headline.append(Headline("uniformity", f"{metrics['uniformity']:.2f}", f"untrained {before:.2f}"))
+    sections = [
+        Section("Data", [Paragraph(task.description)]),
+        Section("Arms", [Table(("arm", *SHOWN), rows, caption="Spearman x 100; same updates for all.")], note=NOTE),
+        Section("Tasks", [Table(("task", "untrained", "this run"), tasks, caption="Spearman x 100, 'all'.")]),
+        Section(
+            "Whitening without training",
+            [Table(("untrained vectors", "uniformity"), geometry, caption="Lower is more uniform.")],
         ),
+        training_section(read_metrics(directory.metrics)),
+        configuration_section(config),
+    ]
+    write_run_report(
+        directory.report, results, title=PAPER.title, claim=PAPER.claim, headline=headline, sections=sections
     )
 
 

@@ -1,12 +1,11 @@
 """The sections of an authorship report: curves, accuracy over growing author sets, verification, heatmaps."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxcore.data import AuthorshipTask
-from jaxcore.evaluation import AuthorshipExplanations, AuthorshipMeasurements, Verdict
+from jaxcore.evaluation import AuthorshipExplanations, AuthorshipMeasurements
 from jaxcore.reporting.heatmaps import TokenHeatmap
-from jaxcore.reporting.html import Headline, Paragraph, Section, VerdictTable
+from jaxcore.reporting.html import Headline, Section
 from jaxcore.reporting.plots import Curves
 from jaxcore.reporting.tables import Table, format_interval, format_number
 
@@ -29,31 +28,6 @@ def accuracy_headline(measured: AuthorshipMeasurements) -> list[Headline]:
         Headline("verification AUC", format_number(measured.metrics["verification/auc"]), "chance 0.500"),
         Headline("clustering BCubed F", format_number(measured.metrics["clustering/bcubed_f"])),
     ]
-
-
-def training_section(rows: Sequence[Mapping[str, Any]]) -> Section:
-    """Loss and gradient norm over steps, from the rows of ``metrics.jsonl``."""
-    if not rows:
-        return Section("Training", [Paragraph("No step was logged.")])
-    steps = [row["step"] for row in rows]
-    return Section(
-        "Training",
-        [
-            Curves(
-                {"loss": (steps, [row["loss"] for row in rows])},
-                "step",
-                "loss (nats)",
-                caption="Training loss",
-            ),
-            Curves(
-                {"gradient norm": (steps, [row["gradient_norm"] for row in rows])},
-                "step",
-                "global norm",
-                caption="Gradient norm before clipping",
-                log_y=True,
-            ),
-        ],
-    )
 
 
 def attribution_section(measured: AuthorshipMeasurements) -> Section:
@@ -121,13 +95,6 @@ def verification_section(measured: AuthorshipMeasurements) -> Section:
             ),
         ],
     )
-
-
-def verdict_section(verdicts: Sequence[Verdict], note: str) -> Section:
-    """Verdicts, or a sentence when none can be given."""
-    if not verdicts:
-        return Section("Claims", [Paragraph("None of the stated claims can be judged from this run.")], note=note)
-    return Section("Claims", [VerdictTable(verdicts)], note=note)
 
 
 def explanation_section(task: AuthorshipTask, explained: AuthorshipExplanations, *, shown: int) -> Section | None:
