@@ -17,7 +17,8 @@ call to explain many batches with one compilation.
 | | `shapley_sampling`, `exact_shapley`, `rise`, `value_zeroing` |
 | interactions | `integrated_hessians`, `shapley_interaction`, `similarity_pairs` |
 | attention | `raw_attention`, `attention_rollout`, `attention_flow`, `gradient_x_attention`, `receiver_scores` |
-| combinators | `smoothed`, `smoothed_square`, `noise_variance`, `over_baselines`, `normalised`, `at_layer` |
+| combinators | `smoothed`, `smoothed_square`, `noise_variance`, `over_baselines`, `contrastive`, `normalised`, |
+| | `chunked`, `at_layer` |
 | tokens, words | `sum_over_dims` and its kin, `aggregate_tokens`; by name: `token_scores`, `TOKEN_METHODS` |
 | a text's similarity to a target | `attribute_similarity` |
 
@@ -60,6 +61,8 @@ from jaxcore.attribution.cascading_randomisation import RandomisationCheck, casc
 from jaxcore.attribution.combinators import (
     Method,
     at_layer,
+    chunked,
+    contrastive,
     noise_variance,
     normalised,
     over_baselines,
@@ -163,9 +166,11 @@ __all__ = [
     "attribute_similarity",
     "blur_integrated_gradients",
     "cascading_randomisation",
+    "chunked",
     "completeness_error",
     "comprehensiveness",
     "contrast",
+    "contrastive",
     "deconvnet",
     "deep_lift",
     "deep_shap",

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcore.attribution.chunking import chunked_map, chunked_sum
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.feature_groups import (
     FeatureGroups,
     Groups,
@@ -55,7 +56,7 @@ def feature_ablation(
     Raises:
         ValueError: bad inputs, baseline, groups or score, values that are not finite.
 
-    Source: Zeiler & Fergus 2014, section 4.2; Li et al. 2016 ("representation erasure"), eq. 1 without its division.
+    Source: Zeiler & Fergus 2014, section 4.2; Li et al. 2016 (representation erasure), without its division.
     """
     check_positive(chunk_size=chunk_size)
     game = masked_score(score, inputs, baseline, groups)
@@ -65,7 +66,7 @@ def feature_ablation(
         return game((features != feature)[None])
 
     left_out = chunked_map(without, features, chunk_size=chunk_size, memory_budget=memory_budget)
-    return game.attributions(game.whole()[:, None] - left_out.T, "feature_ablation")
+    return game.attributions(run_compiled(game.whole)[:, None] - left_out.T, "feature_ablation")
 
 
 def occlusion(
@@ -106,7 +107,7 @@ def occlusion(
     leaves, structure = jax.tree.flatten(inputs)
     baselines = jax.tree.leaves(baseline)
     plans = _sliding_plans(windows, strides, leaves, structure)
-    whole = score(inputs)
+    whole = run_compiled(score, inputs)
 
     def of_leaf(number: int) -> Array:
         leaf, (window, stride, shifts) = leaves[number], plans[number]
@@ -158,7 +159,7 @@ def feature_permutation(
     if game.present.shape[0] < 2:
         raise ValueError("feature_permutation exchanges values between examples: give a batch of at least 2")
     _check_positions(game.groups)
-    count, whole = game.groups.count, game.whole()
+    count, whole = game.groups.count, run_compiled(game.whole)
 
     def fall(index: Array) -> Array:
         feature = index % count
@@ -201,7 +202,7 @@ def leave_one_span_out(
     game = masked_score(score, inputs, baseline, groups)
     per_span = _spans_first(spans, game)
     features = jnp.arange(game.groups.count)
-    whole = game.whole()
+    whole = run_compiled(game.whole)
 
     def fall(span: Int[Array, "#batch 2"]) -> Array:
         inside = (features >= span[:, :1]) & (features < span[:, 1:])

@@ -19,6 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcore.attribution.chunking import chunked_map
+from jaxcore.attribution.input_checks import checked_mask
 
 Scores: TypeAlias = Float[Array, "instances time"]
 Mask: TypeAlias = Bool[Array, "instances time"] | None
@@ -240,9 +241,7 @@ def checked_scores(a: Any, b: Any, mask: Any, *, what: str = "b") -> tuple[Array
             f"token scores must share one shape [instances, time], not empty: got {list(jnp.shape(a))} and "
             f"{list(jnp.shape(b))} ({what})"
         )
-    if mask is not None and jnp.shape(mask) != jnp.shape(a):
-        raise ValueError(f"mask must have the shape of the scores, {list(jnp.shape(a))}: got {list(jnp.shape(mask))}")
-    tokens = jnp.ones(jnp.shape(a), bool) if mask is None else jnp.asarray(mask).astype(bool)
+    tokens = checked_mask(mask, jnp.shape(a))
     dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     first, second = (jnp.where(tokens, jnp.asarray(scores, dtype), 0) for scores in (a, b))
     for scores in (first, second):

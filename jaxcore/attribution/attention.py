@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcore.attribution.input_checks import Inputs, Score, check_score, checked_finite
+from jaxcore.attribution.input_checks import Inputs, Score, check_score, checked_finite, checked_mask
 from jaxcore.transforms import activation_names, capture, intervene
 
 Query: TypeAlias = Int[Array, " batch"] | int
@@ -187,7 +187,7 @@ def receiver_scores(
     if proximity < 1:
         raise ValueError(f"proximity must be at least 1 (a token is no receiver of its own attention): got {proximity}")
     batch, _, _, time = _sizes(weights)
-    tokens = jnp.ones((batch, time), bool) if mask is None else _checked_mask(mask, batch, time)
+    tokens = checked_mask(mask, (batch, time))
     later = jnp.arange(time)[:, None] >= jnp.arange(time) + proximity
     pairs = later & tokens[:, :, None] & tokens[:, None, :]
     counts = jnp.sum(pairs, axis=1)[:, None, None, :]
@@ -304,13 +304,7 @@ def _row(maps: Array, positions: Array) -> Array:
 
 
 def _masked(scores: Array, mask: Array | None) -> Array:
-    return scores if mask is None else jnp.where(_checked_mask(mask, *scores.shape), scores, 0)
-
-
-def _checked_mask(mask: Array, batch: int, time: int) -> Array:
-    if mask.shape != (batch, time):
-        raise ValueError(f"mask must be [{batch}, {time}], one entry per token of the weights: got {list(mask.shape)}")
-    return jnp.asarray(mask).astype(bool)
+    return jnp.where(checked_mask(mask, scores.shape), scores, 0)
 
 
 def _float_of(array: Array) -> Any:

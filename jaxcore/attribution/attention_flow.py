@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_flow
 
+from jaxcore.attribution.input_checks import checked_mask
+
 _INTEGER_BITS = 29  # scipy's flows are int32, and the residual of an edge can be its capacity plus its reverse's
 
 
@@ -42,9 +44,7 @@ def attention_flow(
     if not np.all(np.isfinite(weights)) or np.any(weights < 0):
         raise ValueError("attention weights must be finite and not negative, as after a softmax")
     batch, time = weights.shape[0], weights.shape[-1]
-    tokens = np.ones((batch, time), bool) if mask is None else np.asarray(mask).astype(bool)
-    if tokens.shape != (batch, time):
-        raise ValueError(f"mask must be [{batch}, {time}], one entry per token: got {list(tokens.shape)}")
+    tokens = np.asarray(checked_mask(mask, (batch, time)))
     if not -time <= query < time or not np.all(tokens[:, query]):
         raise ValueError(f"query {query} must be a token of every example: there are {time} positions, some masked")
     query %= time

@@ -4,6 +4,9 @@ A method is a sum (or a stack) of terms, one per step, sample or mask, each a pa
 chunk are evaluated together (`jax.vmap`), chunks one after the other (`jax.lax.scan`), so that memory grows with the
 chunk and neither the program nor its compile time grows with the number of terms. A last, smaller chunk is evaluated on
 its own: nothing is padded. The result does not depend on the chunk, up to the order of float additions.
+
+Called outside `jax.jit`, sums and stacks keep their compiled programs: a repeated call of a method traces its score
+and compiles nothing, see `jaxcore.attribution.compiled_programs`.
 """
 
 from collections.abc import Callable
@@ -11,7 +14,8 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
+
+from jaxcore.attribution.compiled_programs import kept_executable, run_compiled, trace_call
 
 Items = TypeVar("Items")
 Terms = TypeVar("Terms")
@@ -30,9 +34,10 @@ def chunked_sum(
     """``sum_i term(items[i])`` over the leading axis of `items`, `chunk_size` terms at a time.
 
     Args:
-        chunk_size: terms evaluated together; by default as many as `fitting_chunk_size` finds for the budget.
+        chunk_size: terms evaluated together; by default about as many as `fitting_chunk_size` finds for the budget.
         memory_budget: see `fitting_chunk_size`.
     """
+    term = jax.jit(term)  # traced once, for the analysis, the chunks and what is left over
     length, chunk_size = _sizes(term, items, chunk_size, memory_budget)
     whole = length - length % chunk_size
 
@@ -43,6 +48,8 @@ def chunked_sum(
         return jax.tree.map(jnp.add, total, chunk_total(chunk)), None
 
     def run(items: Any) -> Any:
+        if chunk_size == length:
+            return chunk_total(items)
         chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), items)
         shapes = jax.eval_shape(chunk_total, jax.tree.map(lambda x: x[0], chunks))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -51,7 +58,7 @@ def chunked_sum(
             total, _ = add_chunk(total, jax.tree.map(lambda x: x[whole:], items))
         return total
 
-    return jax.jit(run)(items)
+    return run_compiled(run, items)
 
 
 def chunked_map(
@@ -62,17 +69,28 @@ def chunked_map(
     memory_budget: int | None = None,
 ) -> Terms:
     """``stack_i term(items[i])`` over the leading axis of `items`, `chunk_size` terms at a time; see `chunked_sum`."""
+    term = jax.jit(term)
     _, chunk_size = _sizes(term, items, chunk_size, memory_budget)
-    return jax.jit(lambda items: jax.lax.map(term, items, batch_size=chunk_size))(items)
+    return run_compiled(lambda items: jax.lax.map(term, items, batch_size=chunk_size), items)
 
 
 def _sizes(term: Any, items: Any, chunk_size: int | None, memory_budget: int | None) -> tuple[int, int]:
     length = jax.tree.leaves(items)[0].shape[0]
-    if chunk_size is None:
-        chunk_size = fitting_chunk_size(term, items, memory_budget=memory_budget)
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1: got {chunk_size}")
-    return length, min(chunk_size, length)
+    if chunk_size is None and length > 1:
+        chunk_size = _even_chunk(length, fitting_chunk_size(term, items, memory_budget=memory_budget))
+    return length, min(chunk_size or 1, length)
+
+
+def _even_chunk(length: int, largest: int) -> int:
+    """A chunk of at most `largest` terms whose last, smaller chunk fits beside it (the compiler overlaps the two).
+
+    One without a smaller chunk if that costs at most half the size: there is a program less to compile.
+    """
+    sizes = range(largest, 0, -1)
+    even = next(size for size in sizes if length % size == 0)
+    return even if 2 * even >= largest else next(size for size in sizes if size + length % size <= largest)
 
 
 def fitting_chunk_size(term: Callable[[Items], Any], items: Items, *, memory_budget: int | None = None) -> int:
@@ -97,21 +115,18 @@ def fitting_chunk_size(term: Callable[[Items], Any], items: Items, *, memory_bud
 
 def _bytes_of_one(term: Callable[[Any], Any], items: Any) -> int:
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), items)
-    closed: Any = jax.make_jaxpr(term)(one)
-    held = [_described(value) for value in closed.consts]
-
-    def program(held: list[Any], *leaves: Any) -> list[Any]:
-        return core.jaxpr_as_fun(core.ClosedJaxpr(getattr(closed, "jaxpr", closed), held))(*leaves)
-
-    analysis = jax.jit(program).lower(held, *jax.tree.leaves(one)).compile().memory_analysis()
+    call = trace_call(term, one).with_arrays_as_operands()
+    # It is never run: on CPU, what the compiler would do for its speed is left out, which changes no buffer.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    described = [_described(operand) for operand in call.operands]
+    analysis = kept_executable(call, described, **options).memory_analysis()
     return max(analysis.temp_size_in_bytes + analysis.output_size_in_bytes, 1) if analysis is not None else 2**62
 
 
 def _described(value: Any) -> Any:
-    """What compilation needs to know of a value that the term closes over: its shape, dtype and, if known, layout."""
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array):
-        return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
-    return value
+    """What compilation needs to know of an operand: its shape, dtype and, if known, layout."""
+    is_known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return value if is_known else jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
 
 def _free_memory() -> int:

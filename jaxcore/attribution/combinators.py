@@ -9,7 +9,8 @@ what comes out, and combinators nest:
     activation, score_of_activation = at_layer(score, inputs, "layer_output", layer=3)
     integrated_gradients(score_of_activation, activation)
 
-A contrast ("why A rather than B") is a property of the score, not of the method: `jaxcore.attribution.scores.contrast`.
+A contrast ("why A rather than B") is a property of the score, see `jaxcore.attribution.scores`; `contrastive` makes
+that score for any method. `chunked` takes a batch a few examples at a time.
 """
 
 import functools
@@ -22,18 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxcore.attribution.chunking import chunked_sum
+from jaxcore.attribution.chunking import chunked_map, chunked_sum
 from jaxcore.attribution.input_checks import (
     Baseline,
     Inputs,
     Score,
     accumulation_dtype,
     broadcast_baseline,
+    check_inputs,
     check_positive,
     check_score,
     checked_finite,
 )
 from jaxcore.attribution.layers import activation_site, named_activation
+from jaxcore.attribution.scores import Predict, Target, contrast, margin
 from jaxcore.transforms import intervene
 
 Method: TypeAlias = Callable[..., Any]
@@ -164,7 +167,7 @@ def over_baselines(
         ValueError: no baselines, leaves with different numbers of them; when called, a `baseline` among the options,
             baselines that do not broadcast against the inputs.
 
-    Source: Lundberg and Lee 2017, section 4.2; Erion et al. 2021, equation 2 (baselines as a distribution).
+    Source: Lundberg and Lee 2017, section 4.2; Erion et al. 2021 (expected gradients: baselines as a distribution).
     """
     check_positive(chunk_size=chunk_size)
     baselines = jax.tree.map(jnp.asarray, baselines)
@@ -200,6 +203,81 @@ def normalised(method: Method) -> Method:
         return jax.tree.map(lambda leaf: leaf * jnp.expand_dims(scale, axes(leaf)), attributions)
 
     return unit_method
+
+
+def contrastive(method: Method) -> Method:
+    """Why one class rather than another: a method's attributions of the difference of their logits.
+
+        contrastive(m)(predict, x, target=c, versus=c') = m(z_c - z_c', x)
+
+    For a method linear in the score (gradients along any path, ablation, Shapley values) it is the difference of the
+    attributions of both logits, at the price of one.
+
+    Returns:
+        ``contrastive_method(predict, inputs, *args, target, versus=None, **options)``, where `predict` maps inputs to
+        logits [batch, classes]; versus=None: the strongest other class at each point, `jaxcore.attribution.margin`.
+
+    Raises:
+        ValueError: when called, a target out of range; as the method.
+
+    Source: Yin & Neubig 2022 (contrastive explanations), for gradients and erasure.
+    """
+
+    def contrastive_method(
+        predict: Predict, inputs: Inputs, *args: Any, target: Target, versus: Target | None = None, **options: Any
+    ) -> Any:
+        score = margin(predict, target) if versus is None else contrast(predict, target, versus)
+        return method(score, inputs, *args, **options)
+
+    return contrastive_method
+
+
+def chunked(
+    method: Method, *, context: Any = None, chunk_size: int | None = None, memory_budget: int | None = None
+) -> Method:
+    """The method over a few examples at a time, for batches of which a single pass does not fit the memory.
+
+        chunked(m)(score, x)[b] = m(score, x[b : b + 1])[0]
+
+    (Steps, samples and masks are chunked by the methods themselves, see `jaxcore.attribution.chunking`.)
+
+    Args:
+        method: the method; if it takes a `key`, each example gets one of its own, whatever the chunk.
+        context: what else the score takes of each example (masks, targets), a pytree of arrays [batch, ...]: with it,
+            the score is called as ``score(inputs, context)``, both of the same few examples. A score that holds such
+            arrays itself cannot be chunked.
+        chunk_size: examples evaluated together; by default as many as fit `memory_budget` (bytes).
+
+    Returns:
+        A method with the signature of `method`. A `baseline` may be one of the whole batch; other options are passed on
+        as they are.
+
+    Raises:
+        ValueError: context of another batch than the inputs; as the method, for a batch of one.
+    """
+    check_positive(chunk_size=chunk_size)
+    takes_key = _takes_key(method)
+
+    @functools.wraps(method)
+    def chunked_method(score: Any, inputs: Inputs, *args: Any, **options: Any) -> Any:
+        batch = check_inputs(inputs)
+        if any(jnp.shape(leaf)[:1] != (batch,) for leaf in jax.tree.leaves(context)):
+            raise ValueError(f"context must hold arrays [{batch}, ...]: got {jax.tree.map(jnp.shape, context)}")
+        named = {"baseline": broadcast_baseline(options.pop("baseline"), inputs)} if "baseline" in options else {}
+        key, rest = (args[:1], args[1:]) if takes_key else ((), args)
+
+        def one(item: Any) -> Any:
+            example, number = item
+            x, held, given = jax.tree.map(lambda leaf: leaf[None], example)
+            of_example = score if context is None else lambda x: score(x, held)
+            own_key = [jax.random.fold_in(k, number) for k in key]
+            return jax.tree.map(lambda leaf: leaf[0], method(of_example, x, *own_key, *rest, **given, **options))
+
+        items = jax.tree.map(jnp.asarray, (inputs, context, named)), jnp.arange(batch)
+        found = chunked_map(one, items, chunk_size=chunk_size, memory_budget=memory_budget)
+        return checked_finite(found, "chunked")
+
+    return chunked_method
 
 
 def at_layer(

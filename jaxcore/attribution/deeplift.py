@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jaxcore.attribution.chunking import chunked_sum
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.input_checks import (
     Baseline,
     Inputs,
@@ -82,7 +83,7 @@ def deep_lift(
     _check_choice("product_rule", product_rule, ("rescale", "gradient"))
     baseline = broadcast_baseline(baseline, inputs)
     method = (_RevealCancel if activation_rule == "reveal_cancel" else _DeepLift)(product_rule, rules)
-    contributions = jax.jit(lambda x, b: _contributions(method, score, x, b))(inputs, baseline)
+    contributions = run_compiled(lambda x, b: _contributions(method, score, x, b), inputs, baseline)
     return checked_finite(contributions, "deep_lift")
 
 

@@ -67,7 +67,7 @@ def discretised_integrated_gradients(
     Raises:
         ValueError: as `integrated_gradients` and `anchor_points`.
 
-    Source: Sanyal and Ren 2021, equation 4.
+    Source: Sanyal and Ren 2021 (discretized integrated gradients).
     """
     check_score(score, inputs)
     check_positive(num_steps=num_steps, chunk_size=chunk_size)

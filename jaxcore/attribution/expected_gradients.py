@@ -57,7 +57,7 @@ def expected_gradients(
         ValueError: integer inputs, baselines of another structure or example shape than the inputs, a score that is
             not [batch], num_samples < 1, a negative noise_scale, gradients that are not finite.
 
-    Source: Erion et al. 2021, equation 3; Lundberg and Lee 2017 (the name GradientSHAP is the shap package's).
+    Source: Erion et al. 2021 (expected gradients); Lundberg and Lee 2017 (the name GradientSHAP is the shap package's).
     """
     batch = check_score(score, inputs)
     check_positive(num_samples=num_samples, chunk_size=chunk_size)

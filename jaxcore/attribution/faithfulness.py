@@ -21,6 +21,7 @@ from jaxcore.attribution.input_checks import (
     check_positive,
     check_score,
     checked_finite,
+    checked_mask,
 )
 
 ERASER_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -151,14 +152,13 @@ def removal_order(
     Raises:
         ValueError: scores or mask that are not [batch, time], scores at tokens that are not finite.
     """
-    if jnp.ndim(token_scores) != 2 or (mask is not None and jnp.shape(mask) != jnp.shape(token_scores)):
-        given = "no mask" if mask is None else f"a mask {list(jnp.shape(mask))}"
+    if jnp.ndim(token_scores) != 2:
         raise ValueError(
-            f"token scores and mask must be [batch, time]: got {list(jnp.shape(token_scores))} and {given} "
+            f"token scores must be [batch, time]: got {list(jnp.shape(token_scores))} "
             "(reduce embedding dimensions first, with sum_over_dims say)"
         )
     scores = jnp.asarray(token_scores)
-    tokens = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
+    tokens = checked_mask(mask, scores.shape)
     scores = checked_finite(jnp.where(tokens, scores, 0), "token_scores")
     places = jnp.argsort(jnp.argsort(jnp.where(tokens, -scores, jnp.inf), axis=1, stable=True), axis=1)
     return jnp.where(tokens, places, scores.shape[1])
@@ -194,9 +194,7 @@ def over_tokens(tokens: Array, inputs: Array) -> Array:
 
 
 def _num_tokens(order: Array, mask: Array | None) -> Array:
-    return (
-        jnp.full(order.shape[:1], order.shape[1]) if mask is None else jnp.sum(jnp.asarray(mask).astype(bool), axis=1)
-    )
+    return jnp.sum(checked_mask(mask, order.shape), axis=1)
 
 
 def _scores_at(

@@ -95,7 +95,7 @@ def grad_cam(
     Raises:
         ValueError: as `saliency` and `activation_site`; axes that h does not have, or that are not distinct.
 
-    Source: Selvaraju et al. 2017, equations 1 and 2.
+    Source: Selvaraju et al. 2017, "Grad-CAM".
     """
     check_score(score, inputs)
     rank = len(activation_site(score, inputs, name).value.shape)

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Inputs: TypeAlias = Any
 """A pytree of floating-point arrays [batch, ...]: one array, or several (two texts' embeddings, say)."""
@@ -71,6 +71,15 @@ def _broadcast(baseline: Any, inputs: Array) -> Array:
         raise ValueError(
             f"baseline of shape {jnp.shape(baseline)} does not broadcast to inputs of shape {inputs.shape}"
         ) from error
+
+
+def checked_mask(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "batch time"]:
+    """The mask as booleans of this shape, all True for None; ValueError if it has another."""
+    if mask is None:
+        return jnp.ones(shape, bool)
+    if jnp.shape(mask) != tuple(shape):
+        raise ValueError(f"mask must be {list(shape)}, one entry per token: got {list(jnp.shape(mask))}")
+    return jnp.asarray(mask).astype(bool)
 
 
 def check_positive(**counts: int | None) -> None:

@@ -125,7 +125,7 @@ def integrated_jacobian(
     Raises:
         ValueError: an embedding that is not [batch, dim], and as in `integrated_gradients`.
 
-    Source: Moeller et al. 2023, section 3.1, eq. 5.
+    Source: Moeller et al. 2023 (an attribution method for Siamese encoders).
     """
     batch = check_inputs(inputs)
     check_positive(num_steps=num_steps, chunk_size=chunk_size)
@@ -188,7 +188,7 @@ def similarity_pairs(
         ValueError: not two encoders, inputs, baselines and groups; embeddings of different widths or batches; and as in
             `integrated_jacobian`.
 
-    Source: Moeller et al. 2023, eq. 5 and 6; pairs as products of one-sided factors: Eberle et al. 2020 (BiLRP), eq. 3.
+    Source: Moeller et al. 2023; pairs as products of one-sided factors: Eberle et al. 2020 (BiLRP).
     """
     for name, pair in {"encoders": encoders, "inputs": inputs, "baseline": baseline, "groups": groups}.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:

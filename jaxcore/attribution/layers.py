@@ -16,13 +16,12 @@ from jaxcore.attribution.input_checks import (
     Baseline,
     Inputs,
     Score,
-    accumulation_dtype,
-    broadcast_baseline,
     check_positive,
     check_score,
     checked_finite,
 )
 from jaxcore.attribution.integrated_gradients import Quadrature, quadrature_rule
+from jaxcore.attribution.paths import straight_line
 from jaxcore.transforms import capture, intervene
 
 
@@ -128,7 +127,7 @@ def internal_influence(
 
     Source: Leino et al. 2018, definition 1, with the uniform distribution over the line as distribution of interest.
     """
-    dtype, point, _ = _line(score, inputs, name, baseline)
+    dtype, point = _line(score, inputs, name, baseline)
     check_positive(num_steps=num_steps, chunk_size=chunk_size)
 
     def weighted_gradient(node_and_weight: tuple[Array, Array]) -> Array:
@@ -164,17 +163,16 @@ def layer_conductance(
     Returns:
         In units of the score, of the activation's shape (see `activation_gradient`), in float32 (float64).
 
-    Source: Dhamdhere et al. 2019, equation 3.
+    Source: Dhamdhere et al. 2019, "Conductance".
     """
-    dtype, point, difference = _line(score, inputs, name, baseline)
+    dtype, point = _line(score, inputs, name, baseline)
     check_positive(num_steps=num_steps, chunk_size=chunk_size)
     activation = named_activation(score, name)
 
     def weighted_flow(node_and_weight: tuple[Array, Array]) -> Array:
         node, weight = node_and_weight
-        x = point(node)
-        velocity = jax.jvp(activation, (x,), (jax.tree.map(lambda d, x: d.astype(x.dtype), difference, x),))[1]
-        gradient = activation_gradient(score, x, name)[1]
+        velocity = jax.jvp(lambda a: activation(point(a)), (node,), (jnp.ones_like(node),))[1]
+        gradient = activation_gradient(score, point(node), name)[1]
         return weight.astype(dtype) * gradient.astype(dtype) * velocity.astype(dtype)
 
     nodes, weights = map(jnp.asarray, quadrature_rule(quadrature, num_steps))
@@ -206,7 +204,7 @@ def layer_conductance_by_differences(
 
     Source: Shrikumar et al. 2018, section 3 (neuron integrated gradients).
     """
-    dtype, point, _ = _line(score, inputs, name, baseline)
+    dtype, point = _line(score, inputs, name, baseline)
     check_positive(num_steps=num_steps, chunk_size=chunk_size)
     activation = named_activation(score, name)
 
@@ -220,13 +218,8 @@ def layer_conductance_by_differences(
     return checked_finite(total, "layer_conductance_by_differences")
 
 
-def _line(score: Score, inputs: Inputs, name: str, baseline: Baseline) -> tuple[Any, Callable[[Array], Inputs], Inputs]:
-    """The dtype to accumulate the activation in, the line ``a -> x' + a (x - x')``, and its direction x - x'."""
+def _line(score: Score, inputs: Inputs, name: str, baseline: Baseline) -> tuple[Any, Callable[[Array], Inputs]]:
+    """The dtype to accumulate the activation in, and the line from the baseline; both checked."""
     check_score(score, inputs)
-    start = broadcast_baseline(baseline, inputs)
-    difference = jax.tree.map(lambda x, b: (x - b).astype(accumulation_dtype(x)), inputs, start)
-
-    def point(node: Array) -> Inputs:
-        return jax.tree.map(lambda b, d: (b + node * d).astype(b.dtype), start, difference)
-
-    return jnp.promote_types(activation_site(score, inputs, name).value.dtype, jnp.float32), point, difference
+    line = straight_line(inputs, baseline)
+    return jnp.promote_types(activation_site(score, inputs, name).value.dtype, jnp.float32), line

@@ -161,7 +161,7 @@ def sequential_integrated_gradients(
     Raises:
         ValueError: as `integrated_gradients`; inputs without a token axis, leaves with different numbers of tokens.
 
-    Source: Enguehard 2023, equation 3.
+    Source: Enguehard 2023 (sequential integrated gradients).
     """
     check_score(score, inputs)
     check_positive(num_steps=num_steps, chunk_size=chunk_size)
@@ -207,7 +207,7 @@ def blur_integrated_gradients(
         axes: the axes that are blurred, see `blur_path`.
         Others, returns, errors: see `path_integrated_gradients`.
 
-    Source: Xu et al. 2020, equation 3.
+    Source: Xu et al. 2020, "Attribution in Scale and Space" (blur integrated gradients).
     """
     check_score(score, images)
     path = blur_path(images, max_sigma=max_sigma, axes=axes)

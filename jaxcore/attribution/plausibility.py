@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcore.attribution.agreement import per_instance
 from jaxcore.attribution.faithfulness import removal_order
+from jaxcore.attribution.input_checks import checked_mask
 from jaxcore.attribution.top_k_agreement import top_membership
 
 
@@ -200,10 +201,8 @@ def _where_marked(value: Array, marked: Array) -> Array:
 def _marked(token_scores: Array, rationales: Array, mask: Array | None) -> Array:
     """The tokens of the rationale; ValueError unless all shapes agree."""
     shape = jnp.shape(token_scores)
-    for name, array in {"rationales": rationales, "mask": mask}.items():
-        if array is not None and jnp.shape(array) != shape:
-            raise ValueError(
-                f"{name} must have the shape of the token scores, {list(shape)}: got {list(jnp.shape(array))}"
-            )
-    marked = jnp.asarray(rationales).astype(bool)
-    return marked if mask is None else marked & jnp.asarray(mask).astype(bool)
+    if jnp.shape(rationales) != shape:
+        raise ValueError(
+            f"rationales must have the shape of the token scores, {list(shape)}: got {list(jnp.shape(rationales))}"
+        )
+    return jnp.asarray(rationales).astype(bool) & checked_mask(mask, shape)

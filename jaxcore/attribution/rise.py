@@ -61,7 +61,7 @@ def rise(
         ValueError: inputs without the spatial axes or of several sizes, a grid finer than the image, keep_probability
             not in (0, 1), bad inputs, baseline or score, values that are not finite.
 
-    Source: Petsiuk et al. 2018, eq. 6 and section 3.2.
+    Source: Petsiuk et al. 2018, "Random Masking" and "Mask Generation".
     """
     batch = check_score(score, inputs)
     check_positive(num_samples=num_samples, chunk_size=chunk_size)
@@ -117,7 +117,7 @@ def rise_over_groups(
     Raises:
         ValueError: keep_probability not in (0, 1), bad inputs, baseline, groups or score, values that are not finite.
 
-    Source: Petsiuk et al. 2018, eq. 6.
+    Source: Petsiuk et al. 2018, "Random Masking".
     """
     check_positive(num_samples=num_samples, chunk_size=chunk_size)
     _check_probability(keep_probability)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcore.attribution.chunking import chunked_sum
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.feature_groups import Groups, MaskedScore, masked_score
 from jaxcore.attribution.input_checks import Baseline, Inputs, Score, check_positive, checked_finite
 
@@ -50,12 +51,12 @@ def exact_shapley(
         ValueError: more than `MAX_EXACT_FEATURES` features, bad inputs, baseline, groups or score, values that are
             not finite.
 
-    Source: Shapley 1953; Lundberg & Lee 2017, eq. 4.
+    Source: Shapley 1953; Lundberg & Lee 2017, "Classic Shapley Value Estimation".
     """
     check_positive(chunk_size=chunk_size)
     game = masked_score(score, inputs, baseline, groups)
     _check_few(game, "exact_shapley", "use shapley_sampling or kernel_shap")
-    players, ranks, empty = jnp.sum(game.present, axis=1), present_ranks(game.present), game.empty()
+    players, ranks, empty = jnp.sum(game.present, axis=1), present_ranks(game.present), run_compiled(game.empty)
     table = jnp.asarray(_weights(game.groups.count, order=1), game.dtype)
 
     def term(code: Array) -> Array:
@@ -96,7 +97,7 @@ def shapley_interaction(
     game = masked_score(score, inputs, baseline, groups)
     _check_few(game, "shapley_interaction", "group the features (token_groups, coarser patches)")
     count = game.groups.count
-    players, ranks, empty = jnp.sum(game.present, axis=1), present_ranks(game.present), game.empty()
+    players, ranks, empty = jnp.sum(game.present, axis=1), present_ranks(game.present), run_compiled(game.empty)
     single, pair = (jnp.asarray(_weights(count, order=order), game.dtype) for order in (1, 2))
     diagonal = jnp.eye(count, dtype=bool)
 
@@ -146,7 +147,7 @@ def shapley_sampling(
     """
     check_positive(num_permutations=num_permutations, chunk_size=chunk_size)
     game = masked_score(score, inputs, baseline, groups)
-    count, empty = game.groups.count, game.empty()
+    count, empty = game.groups.count, run_compiled(game.empty)
     players = jnp.sum(game.present, axis=1, keepdims=True)
 
     def term(index: Array) -> Array:
@@ -172,8 +173,14 @@ def present_ranks(present: Bool[Array, "batch features"]) -> Int[Array, "batch f
 
 def random_ranks(key: Array, present: Bool[Array, "batch features"]) -> Int[Array, "batch features"]:
     """A uniformly random order of each example's features, as ranks 0, 1, ...; absent ones come last."""
-    drawn = jnp.where(present, row_uniform(key, present.shape), jnp.inf)
-    return jnp.argsort(jnp.argsort(drawn, axis=1), axis=1)
+    return ranks_of_present(row_uniform(key, present.shape), present)
+
+
+def ranks_of_present(
+    values: Float[Array, "batch features"], present: Bool[Array, "batch features"]
+) -> Int[Array, "batch features"]:
+    """The place of each feature's value among its example's, smallest first: 0, 1, ...; absent ones come last."""
+    return jnp.argsort(jnp.argsort(jnp.where(present, values, jnp.inf), axis=1), axis=1)
 
 
 def row_uniform(key: Array, shape: tuple[int, ...]) -> Float[Array, "batch features"]:

@@ -10,9 +10,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcore.attribution.chunking import DEFAULT_MEMORY_BUDGET, chunked_sum
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.feature_groups import Groups, MaskedScore, masked_inputs, masked_score
 from jaxcore.attribution.input_checks import (
     Baseline,
@@ -25,8 +27,7 @@ from jaxcore.attribution.input_checks import (
 from jaxcore.attribution.shapley import (
     MAX_EXACT_FEATURES,
     present_ranks,
-    random_ranks,
-    row_keys,
+    ranks_of_present,
     row_uniform,
     subset_of_code,
 )
@@ -77,13 +78,13 @@ def lime(
         ValueError: alpha or kernel_width not positive, keep_probability not in (0, 1), unknown similarity, too many
             features for the regression, bad inputs, baseline, groups or score, values that are not finite.
 
-    Source: Ribeiro et al. 2016, eq. 2 and section 3.4; ridge and cosine kernel on inputs: Neely et al. 2022, section 4.
+    Source: Ribeiro et al. 2016, "Sparse Linear Explanations"; ridge and cosine kernel on inputs: Neely et al. 2022.
     """
     check_positive(num_samples=num_samples, chunk_size=chunk_size)
     _check_lime(similarity, kernel_width, alpha, keep_probability)
     game = masked_score(score, inputs, baseline, groups)
     _check_regression(game, memory_budget)
-    whole = game.whole()
+    whole = run_compiled(game.whole)
 
     def term(sample: Array) -> tuple[Array, Array]:
         keep = (row_uniform(jax.random.fold_in(key, sample), game.present.shape) < keep_probability) & game.present
@@ -138,8 +139,9 @@ def kernel_shap(
     game = masked_score(score, inputs, baseline, groups)
     _check_regression(game, memory_budget)
     players = jnp.maximum(jnp.sum(game.present, axis=1), 1)
-    empty = game.empty()
-    change = game.whole() - empty
+    ends = jnp.asarray([[[True]], [[False]]]) & jnp.ones((1, game.groups.count), bool)
+    whole, empty = run_compiled(lambda: jax.vmap(game)(ends))
+    change = whole - empty
     enumerates = game.groups.count <= MAX_EXACT_FEATURES and num_samples >= 2**game.groups.count - 2
     draw = _enumerated_subsets(game, players) if enumerates else _paired_subsets(game, players, key)
 
@@ -257,17 +259,20 @@ def _enumerated_subsets(game: MaskedScore, players: Array):
 
 
 def _paired_subsets(game: MaskedScore, players: Array, key: Array):
-    """Sample number -> (keep, 1): a draw from the Shapley kernel for even numbers, then its complement."""
-    sizes = jnp.arange(1, max(game.groups.count, 2))
-    inside = sizes < players[:, None]
-    chance = jnp.where(inside, 1 / (sizes * jnp.where(inside, players[:, None] - sizes, 1)), 0)
+    """Sample number -> (keep, 1): a draw from the Shapley kernel for even numbers, then its complement.
+
+    The kernel's sizes have odds 1 / (s (n - s)), which is 1/s + 1/(n - s) up to a factor: s with odds 1/s, and its
+    complement. One number per example decides s, one per feature who is in.
+    """
+    harmonic = jnp.asarray(np.cumsum(1 / np.arange(1, max(game.groups.count, 2))), jnp.float32)
+    total = harmonic[jnp.maximum(players - 2, 0)][:, None]
 
     def draw(sample: Array) -> tuple[Array, Array]:
-        size_key, member_key = jax.random.split(jax.random.fold_in(key, sample // 2))
-        keys = row_keys(size_key, len(players))
-        size = sizes[jax.vmap(jax.random.categorical)(keys, jnp.log(chance.astype(jnp.float32)))]
-        chosen = random_ranks(member_key, game.present) < size[:, None]
-        return (chosen ^ (sample % 2 == 1)) & game.present, jnp.ones(len(players), game.dtype)
+        batch, count = game.present.shape
+        uniform = row_uniform(jax.random.fold_in(key, sample // 2), (batch, count + 1))
+        size = 1 + jnp.sum(uniform[:, :1] * total >= harmonic, axis=1, keepdims=True)
+        chosen = ranks_of_present(uniform[:, 1:], game.present) < size
+        return (chosen ^ (sample % 2 == 1)) & game.present, jnp.ones(batch, game.dtype)
 
     return draw
 

@@ -17,6 +17,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxcore.losses.attribution_alignment import pool_segments
+
 Reduction = Literal["sum", "mean", "max", "max_abs"]
 
 NO_SEGMENT = -1
@@ -89,9 +91,16 @@ def aggregate_tokens(
         raise ValueError(f"unknown reduction {reduction!r}: expected sum, mean, max or max_abs")
     width = _checked_ids(token_scores, segment_ids, num_segments)
     ids = jnp.asarray(segment_ids)
-    ids = jnp.where(ids < 0, width, ids)  # one more segment, cut off at the end, takes what belongs to none
     scores = jnp.asarray(token_scores).astype(_float_of(jnp.asarray(token_scores)))
-    return SegmentScores(*jax.vmap(lambda s, i: _reduced(s, i, width, reduction))(scores, ids))
+    counts = pool_segments(jnp.ones_like(scores), ids, num_segments=width)
+    if reduction in ("sum", "mean"):
+        totals = pool_segments(scores, ids, num_segments=width)
+        return SegmentScores(totals if reduction == "sum" else totals / jnp.maximum(counts, 1), counts > 0)
+    high = _largest(scores, ids, width)
+    if reduction == "max_abs":
+        low = -_largest(-scores, ids, width)
+        high = jnp.where(high >= -low, high, low)
+    return SegmentScores(jnp.where(counts > 0, high, 0), counts > 0)
 
 
 def word_ids_array(
@@ -170,26 +179,10 @@ def span_ids_from_offsets(
     return ids
 
 
-def _reduced(scores: Array, ids: Array, width: int, reduction: Reduction) -> tuple[Array, Array]:
-    """One text's segments: (scores [width], which are there [width])."""
-
-    def total(values: Array) -> Array:
-        return jax.ops.segment_sum(values, ids, num_segments=width + 1)[:width]
-
-    def largest(values: Array) -> Array:
-        return jax.ops.segment_max(values, ids, num_segments=width + 1)[:width]
-
-    counts = total(jnp.ones_like(scores))
-    present = counts > 0
-    if reduction == "sum":
-        return total(scores), present
-    if reduction == "mean":
-        return total(scores) / jnp.maximum(counts, 1), present
-    high = largest(scores)
-    if reduction == "max_abs":
-        low = -largest(-scores)
-        high = jnp.where(high >= -low, high, low)
-    return jnp.where(present, high, 0), present
+def _largest(scores: Array, ids: Array, width: int) -> Array:
+    """The largest score of each segment, -inf for one without tokens."""
+    ids = jnp.where(ids < 0, width, ids)  # one more segment, cut off at the end, takes what belongs to none
+    return jax.vmap(lambda s, i: jax.ops.segment_max(s, i, num_segments=width + 1)[:width])(scores, ids)
 
 
 def _checked_ids(token_scores: Array, segment_ids: ArrayLike, num_segments: int | None) -> int:

@@ -2,9 +2,16 @@
 
 - ``html``      `Report` and its blocks; `write_report`, `render_report`
 - ``heatmaps``  documents coloured by the attribution of their tokens
+- ``token_maps`` several methods side by side, layers x tokens, agreement of methods; in the terminal
+- ``image_overlays`` attributions of an image laid over it, several methods side by side
+- ``figures``, ``latex`` the same as PNG and as LaTeX
+- ``explanations``, ``authorship`` whole reports of explained texts
+- ``verbalisation``, ``saliency_search`` attributions in words
 - ``plots``     line charts as inline SVG in the page's colours
 - ``tables``    number formats and tables, shared by the terminal and the page
 - ``palette``   every colour, in light and in dark
+- ``run_report`` the page of one run of an experiment, by its name
+- ``verbalisation_measures`` what verbalised maps show, cite, state and quote, by its name
 - ``templates`` the page: markup, style sheet, script
 """
 
@@ -21,6 +28,7 @@ from jaxcore.reporting.html import (
     render_report,
     write_report,
 )
+from jaxcore.reporting.image_overlays import ImageOverlay
 from jaxcore.reporting.plots import Curves
 from jaxcore.reporting.tables import (
     Table,
@@ -34,6 +42,7 @@ __all__ = [
     "Block",
     "Curves",
     "Headline",
+    "ImageOverlay",
     "KeyValues",
     "Paragraph",
     "Report",

@@ -1,11 +1,12 @@
-"""Heatmaps, layer x token maps and agreement matrices as PNG files.
+"""Heatmaps, layer x token maps, agreement matrices and image overlays as PNG files.
 
 Drawn by Matplotlib's object interface, without pyplot; text of the caller is never read as mathematics or TeX.
 """
 
+import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.patches import Rectangle
 from rich.cells import cell_len
 
 from jaxcore.reporting.heatmaps import HeatmapView, TokenCell, TokenHeatmap, TokenHeatmaps, display_tokens
+from jaxcore.reporting.image_overlays import ImageOverlay, Picture, pictures
 from jaxcore.reporting.palette import PALETTE
 from jaxcore.reporting.token_maps import AgreementMatrix, LayerTokenMap, cell_colour, heatmap_views, printable
 
@@ -24,39 +26,52 @@ _FONT_POINTS = 11
 _CHARACTER_INCHES = 0.602 * _FONT_POINTS / 72  # advance of DejaVu Sans Mono, which Matplotlib brings along
 _LINE_INCHES = 0.26
 _COLUMNS = 88
+_PANEL_INCHES, _PANELS_ABREAST = 2.6, 4
+_PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 
-def write_png(
-    path: str | os.PathLike[str],
-    shown: TokenHeatmap | TokenHeatmaps | LayerTokenMap | AgreementMatrix,
-    *,
-    dpi: int = 150,
-) -> None:
-    """Draw to a PNG file; it appears whole or, after any failure, not at all. Missing folders are made.
+Shown: TypeAlias = TokenHeatmap | TokenHeatmaps | LayerTokenMap | AgreementMatrix | ImageOverlay
+
+
+def write_png(path: str | os.PathLike[str], shown: Shown, *, dpi: int = 150) -> None:
+    """`png_bytes` in a file, which appears whole or, after any failure, not at all. Missing folders are made.
+
+    Raises:
+        ValueError: dpi below 1.
+    """
+    content = png_bytes(shown, dpi=dpi)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def png_bytes(shown: Shown, *, dpi: int = 150) -> bytes:
+    """The figure as the bytes of a PNG.
 
     Token heatmaps are running text on colours; a `LayerTokenMap` is a grid with a colour bar, an `AgreementMatrix` one
-    with mean and standard deviation in every cell.
+    with mean and standard deviation in every cell, an `ImageOverlay` the image and each method's colours over it.
 
     Raises:
         ValueError: dpi below 1.
     """
     if dpi < 1:
         raise ValueError(f"dpi must be at least 1, got {dpi}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    stream = io.BytesIO()
     # Defaults first, so that a user's matplotlibrc (TeX, say) cannot change a figure; put back on leaving.
     with mpl.rc_context():
         mpl.rcdefaults()
-        figure = _figure(shown)
-        try:
-            figure.savefig(partial, format="png", dpi=dpi, metadata={"Software": None})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        _figure(shown).savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    return stream.getvalue()
 
 
-def _figure(shown: TokenHeatmap | TokenHeatmaps | LayerTokenMap | AgreementMatrix) -> Figure:
+def _figure(shown: Shown) -> Figure:
+    if isinstance(shown, ImageOverlay):
+        return _panels(pictures(shown), shown.caption)
     if isinstance(shown, LayerTokenMap):
         tokens = [text for text, _ in display_tokens(shown.tokens)]
         values = np.asarray(shown.values, np.float64)
@@ -119,7 +134,7 @@ def _place(axes: Axes, row: int, column: int, item: TokenCell | str) -> None:
             axes.plot([column, column + cell_len(text)], [row + 0.4] * 2, color=PALETTE["text"][0], linewidth=1.2)
     axes.text(
         column, row, text, family="DejaVu Sans Mono", fontsize=_FONT_POINTS, va="center_baseline",
-        weight="bold" if isinstance(item, str) else "normal", color=PALETTE["text"][0], parse_math=False, usetex=False,
+        weight="bold" if isinstance(item, str) else "normal", color=PALETTE["text"][0], **_PLAIN,
     )  # fmt: skip
 
 
@@ -141,16 +156,48 @@ def _grid(values, rows, columns, *, caption: str, cell: tuple[float, float], tex
         "signed", [PALETTE["negative"][0], "#ffffff", PALETTE["positive"][0]]
     ).with_extremes(bad=PALETTE["grid"][0])
     image = axes.imshow(np.ma.masked_invalid(values), cmap=scale, vmin=-limit, vmax=limit, aspect="auto")
-    plain: dict[str, Any] = {"parse_math": False, "usetex": False}
-    axes.set_xticks(range(len(below)), below, rotation=45, ha="right", rotation_mode="anchor", fontsize=9, **plain)
-    axes.set_yticks(range(len(names)), names, fontsize=9, **plain)
+    axes.set_xticks(range(len(below)), below, rotation=45, ha="right", rotation_mode="anchor", fontsize=9, **_PLAIN)
+    axes.set_yticks(range(len(names)), names, fontsize=9, **_PLAIN)
     axes.tick_params(length=0)
     for row, line in enumerate(texts or ()):
         for column, text in enumerate(line):
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=PALETTE["text"][0], **plain)
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=PALETTE["text"][0], **_PLAIN)
     if texts is None:
         place = ((left + width + 0.15) / whole[0], bottom / whole[1], 0.15 / whole[0], height / whole[1])
         figure.colorbar(image, cax=figure.add_axes(place)).ax.tick_params(labelsize=8)
     if caption:
-        figure.text(0.15 / whole[0], 1 - 0.25 / whole[1], printable(caption), va="center", fontsize=10, **plain)
+        figure.text(0.15 / whole[0], 1 - 0.25 / whole[1], printable(caption), va="center", fontsize=10, **_PLAIN)
+    return figure
+
+
+def _panels(shown: list[Picture], caption: str) -> Figure:
+    """Pictures side by side, in rows of four, each with its name above and its colour scale below."""
+    across = min(len(shown), _PANELS_ABREAST)
+    down = -(-len(shown) // across)
+    height, width = shown[0].pixels.shape[:2]
+    picture = _PANEL_INCHES, _PANEL_INCHES * min(height / width, 3)
+    cell = picture[0] + 0.25, picture[1] + 0.85
+    top = 0.45 if caption else 0.1
+    whole = max(across * cell[0] + 0.25, 0.09 * cell_len(caption) + 0.4), down * cell[1] + top
+    figure = Figure(figsize=whole)
+    FigureCanvasAgg(figure)
+    for index, item in enumerate(shown):
+        row, column = divmod(index, across)
+        left, bottom = 0.25 + column * cell[0], whole[1] - top - (row + 1) * cell[1] + 0.5
+        place = left / whole[0], bottom / whole[1], picture[0] / whole[0], picture[1] / whole[1]
+        axes = figure.add_axes(place)
+        axes.imshow(item.pixels, interpolation="nearest" if item.is_small else "auto")
+        axes.axis("off")
+        axes.set_title(printable(item.name), fontsize=10, **_PLAIN)
+        if item.ends:
+            bar = figure.add_axes((place[0], (bottom - 0.16) / whole[1], place[2], 0.1 / whole[1]))
+            scale = LinearSegmentedColormap.from_list("values", item.colours)
+            bar.imshow(np.linspace(0, 1, 256)[None], cmap=scale, aspect="auto", extent=(0, 1, 0, 1))
+            bar.set_yticks([])
+            low, high = bar.set_xticks([0, 1], item.ends, fontsize=8, **_PLAIN)
+            low.label1.set_horizontalalignment("left")
+            high.label1.set_horizontalalignment("right")
+            bar.tick_params(length=0)
+    if caption:
+        figure.text(0.25 / whole[0], 1 - 0.22 / whole[1], printable(caption), va="center", fontsize=10, **_PLAIN)
     return figure

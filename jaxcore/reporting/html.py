@@ -22,6 +22,7 @@ import jinja2
 from markupsafe import Markup
 
 from jaxcore.reporting.heatmaps import HeatmapView, TokenHeatmap, TokenHeatmaps, heatmap_view
+from jaxcore.reporting.image_overlays import ImageOverlay, pictures
 from jaxcore.reporting.palette import palette_css
 from jaxcore.reporting.plots import Curves, CurvesView, curves_view
 from jaxcore.reporting.tables import (
@@ -87,8 +88,8 @@ class VerdictTable:
 
 VERDICT_FIELDS = ("name", "statement", "effect", "low", "high", "p_value", "test", "passed", "source")
 
-Block = Paragraph | Table | KeyValues | Curves | TokenHeatmap | TokenHeatmaps | VerdictTable
-_BLOCK_TYPES = (Paragraph, Table, KeyValues, Curves, TokenHeatmap, TokenHeatmaps, VerdictTable)
+Block = Paragraph | Table | KeyValues | Curves | TokenHeatmap | TokenHeatmaps | ImageOverlay | VerdictTable
+_BLOCK_TYPES = (Paragraph, Table, KeyValues, Curves, TokenHeatmap, TokenHeatmaps, ImageOverlay, VerdictTable)
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,8 @@ def _view(block: Block, identifier: str) -> dict[str, Any]:
         case TokenHeatmaps():
             views: list[HeatmapView] = [heatmap_view(item, limit=block.limit) for item in block.heatmaps]
             return {"kind": "heatmaps", "id": identifier, "heatmaps": views, "caption": block.caption}
+        case ImageOverlay():
+            return {"kind": "overlay", "id": identifier, "pictures": pictures(block), "caption": block.caption}
         case VerdictTable():
             return {"kind": "verdicts", "id": identifier, "table": _verdict_view(block)}
     raise ValueError(f"unknown block type {type(block).__name__}")

@@ -6,6 +6,7 @@ What is shown is data; each way to show it takes the same data:
     TokenHeatmap(s)   itself                      terminal_heatmaps    latex_heatmaps      write_png
     LayerTokenMap     .heatmaps()                 terminal_heatmaps    latex_heatmaps      write_png
     AgreementMatrix   .table()                    text_table           latex_table         write_png
+    ImageOverlay      itself                                                               write_png
 """
 
 import math

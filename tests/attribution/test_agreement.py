@@ -139,7 +139,7 @@ def test_is_compiled_once_for_each_shape():
         (jnp.ones((2, 3)), jnp.ones((2, 4)), None, r"share one shape .* \[2, 3\] and \[2, 4\]"),
         (jnp.ones(3), jnp.ones(3), None, r"\[instances, time\]"),
         (jnp.ones((0, 3)), jnp.ones((0, 3)), None, "not empty"),
-        (jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 2)), r"mask .* \[2, 3\]: got \[2, 2\]"),
+        (jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 2)), r"mask must be \[2, 3\], .* got \[2, 2\]"),
         (jnp.array([[1, 2.0], [jnp.nan, 1]]), jnp.ones((2, 2)), None, r"finite: .* instances \[1\]"),
     ],
 )

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxcore.attribution import integrated_gradients
+from jaxcore.attribution import deep_lift, integrated_gradients, logit
 from jaxcore.attribution.combinators import (
     at_layer,
+    chunked,
+    contrastive,
     noise_variance,
     normalised,
     over_baselines,
@@ -19,6 +21,7 @@ from jaxcore.attribution.combinators import (
 )
 from jaxcore.attribution.expected_gradients import expected_gradients
 from jaxcore.attribution.gradients import grad_cam, input_x_gradient, saliency
+from jaxcore.attribution.surrogates import kernel_shap
 
 INPUTS = jnp.array([[1.0, -2.0, 0.5], [0.3, 1.5, -1.0]])
 BASELINES = np.array([[0.0, 0.0, 0.0], [1.0, 2.0, -1.0], [0.5, -0.5, 4.0]], np.float32)
@@ -222,3 +225,75 @@ def test_bad_input_is_named():
         smoothed(saliency, noise_scale=jnp.ones(7))(cubes, INPUTS, KEY)
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         noise_variance(saliency, noise_scale=1.0, num_samples=0)
+
+
+def three_classes(x):
+    return jnp.stack([jnp.sum(x**2, 1), jnp.prod(x, 1), jnp.sin(x[:, 0])], axis=1)
+
+
+def test_a_contrast_of_a_linear_method_is_the_difference_of_both_attributions():
+    target, versus = jnp.array([0, 2]), jnp.array([1, 0])
+    both = [saliency(logit(three_classes, classes), INPUTS) for classes in (target, versus)]
+    found = contrastive(saliency)(three_classes, INPUTS, target=target, versus=versus)
+    np.testing.assert_allclose(found, both[0] - both[1], rtol=1e-6)
+    runner_up = jnp.argmax(three_classes(INPUTS).at[:, 0].set(-jnp.inf), axis=1)
+    strongest = contrastive(saliency)(three_classes, INPUTS, target=0)
+    np.testing.assert_allclose(strongest, contrastive(saliency)(three_classes, INPUTS, target=0, versus=runner_up))
+    whole = contrastive(integrated_gradients)(three_classes, INPUTS, target=0, versus=1, num_steps=8, chunk_size=8)
+    np.testing.assert_allclose(jnp.sum(whole, 1), three_classes(INPUTS)[:, 0] - three_classes(INPUTS)[:, 1], rtol=1e-4)
+    with pytest.raises(ValueError, match="versus 3 is out of range"):
+        contrastive(saliency)(three_classes, INPUTS, target=0, versus=3)
+
+
+MANY = jax.random.normal(jax.random.key(5), (7, 3))
+REAL = jnp.arange(3) < jnp.array([3, 1, 2, 3, 2, 1, 3])[:, None]
+
+
+def of_real(x, mask):
+    return jnp.tanh(jnp.sum(x * mask, axis=1)) ** 2 + jnp.sum(jnp.sin(x) * mask, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (saliency, {}),
+        (deep_lift, {"baseline": 0.2 * MANY}),
+        (integrated_gradients, {"baseline": jnp.ones(3), "num_steps": 8, "chunk_size": 4}),
+    ],
+)
+@pytest.mark.parametrize("chunk_size", [1, 3, 7])
+def test_examples_in_chunks_are_the_batch(method, options, chunk_size):
+    expected = method(lambda x: of_real(x, REAL), MANY, **options)
+    found = chunked(method, context=REAL, chunk_size=chunk_size)(of_real, MANY, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_random_methods_draw_for_each_example_whatever_the_chunk():
+    method = smoothed(saliency, noise_scale=0.3, num_samples=4, chunk_size=4)
+    same = jnp.broadcast_to(MANY[:1], MANY.shape)
+    found = [chunked(method, chunk_size=size)(cubes, same, KEY) for size in (2, 7)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+    assert np.unique(np.asarray(found[0])[:, 0]).size == 7
+    # All subsets of three features: nothing is left to chance.
+    shap = chunked(kernel_shap, chunk_size=3)(cubes, MANY, KEY, num_samples=6)
+    np.testing.assert_allclose(shap, MANY**3, atol=1e-4)
+
+
+def test_a_chunk_needs_less_memory_than_the_batch():
+    weights = jax.random.normal(KEY, (3, 4096))
+
+    def temporary(chunk_size):
+        method = chunked(input_x_gradient, chunk_size=chunk_size)
+        run = jax.jit(lambda x: method(lambda x: jnp.sum(jnp.tanh(jnp.sin(x @ weights)), axis=1), x))
+        return run.lower(jnp.zeros((64, 3))).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4) < temporary(64) / 4
+
+
+def test_chunks_refuse_what_they_cannot_cut():
+    with pytest.raises(ValueError, match=r"context must hold arrays \[7, ...\]: got \(2, 3\)"):
+        chunked(saliency, context=REAL[:2])(of_real, MANY)
+    with pytest.raises(ValueError, match=r"one number per example, \[1\]: got shape \(7,\)"):
+        chunked(saliency, chunk_size=1)(lambda x: of_real(x, REAL), MANY)
+    with pytest.raises(ValueError, match=r"chunked met values that are not finite in 1 of 2 examples \(rows 1\)"):
+        chunked(saliency, chunk_size=1)(lambda x: jnp.log(x[:, 0]), jnp.array([[1.0], [0.0]]))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcore.attribution.chunking import chunked_map, chunked_sum, fitting_chunk_size
+from jaxcore.attribution.chunking import _even_chunk, chunked_map, chunked_sum, fitting_chunk_size
 
 ITEMS = (jnp.arange(23.0), jnp.arange(46.0).reshape(23, 2))
 
@@ -39,6 +39,25 @@ def test_the_budget_holds_inside_jit_for_what_the_term_closes_over():
     small, large = temporaries(200_000), temporaries(2_000_000)
     assert small < 400_000 < large < 4_000_000
     assert fitting_chunk_size(lambda i: wide(1.5, i), jnp.arange(64.0), memory_budget=200_000) < 8
+
+
+@pytest.mark.parametrize(
+    ("length", "largest", "chunk"),
+    [
+        (10_000, 1014, 1000),
+        (50, 12, 10),
+        (128, 50, 32),
+        (7, 7, 7),
+        (10_007, 1014, 1000),
+        (101, 1, 1),
+        (23, 2, 1),
+        (23, 5, 3),
+    ],
+)
+def test_chosen_chunks_leave_little_over(length, largest, chunk):
+    found = _even_chunk(length, largest)
+    assert found == chunk
+    assert found + length % found <= largest
 
 
 def test_the_program_does_not_grow_with_the_number_of_terms():

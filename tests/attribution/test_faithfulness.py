@@ -127,7 +127,7 @@ def test_under_jit():
         ({"fractions": [1.5]}, r"shares in \[0, 1\]"),
         ({"counts": [-1]}, "none negative"),
         ({"counts": []}, "one or more"),
-        ({"mask": np.ones((BATCH, 2))}, r"token scores and mask must be \[batch, time\]"),
+        ({"mask": np.ones((BATCH, 2))}, r"mask must be \[.*one entry per token"),
         ({"token_scores": np.ones((BATCH, TIME, DIM), np.float32)}, "sum_over_dims"),
         ({"token_scores": np.ones((BATCH, 2), np.float32)}, r"must be one array \[batch, time, ...\]"),
         ({"token_scores": np.full((BATCH, TIME), np.nan, np.float32)}, "not finite"),

@@ -1,4 +1,4 @@
-"""Saliency, input x gradient and Grad-CAM against closed forms; captum parity is in test_captum_gradients.py."""
+"""Saliency, input x gradient and Grad-CAM against closed forms; captum parity is in test_captum_parity.py."""
 
 import jax
 import jax.numpy as jnp

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from jaxcore.attribution import integrated_gradients
-from jaxcore.attribution.input_checks import broadcast_baseline, check_positive, check_score, checked_finite
+from jaxcore.attribution.input_checks import (
+    broadcast_baseline,
+    check_positive,
+    check_score,
+    checked_finite,
+    checked_mask,
+)
 
 PAIR = {"left": np.ones((2, 3), np.float32), "right": np.ones((2, 1, 4), np.float32)}
 
@@ -23,6 +29,11 @@ def test_baselines_broadcast_to_the_structure(baseline, left):
     found = broadcast_baseline(baseline, PAIR)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, PAIR)
     np.testing.assert_array_equal(found["left"], np.broadcast_to(left, (2, 3)))
+
+
+def test_masks_are_booleans_and_all_true_if_not_given():
+    np.testing.assert_array_equal(checked_mask(None, (1, 2)), [[True, True]])
+    np.testing.assert_array_equal(checked_mask([[1, 0]], (1, 2)), [[True, False]])
 
 
 def total(x):
@@ -44,6 +55,7 @@ def total(x):
         (lambda: check_score(lambda x: (x, x), np.ones((2, 3))), "got a tuple"),
         (lambda: broadcast_baseline([0.0], PAIR), "structure of the inputs"),
         (lambda: broadcast_baseline({"left": np.ones(2), "right": 0.0}, PAIR), r"shape \(2,\) does not broadcast"),
+        (lambda: checked_mask(np.ones((2, 3)), (2, 4)), r"mask must be \[2, 4\], one entry per token: got \[2, 3\]"),
         (lambda: check_positive(num_steps=3, chunk_size=0), "chunk_size must be at least 1: got 0"),
     ],
 )

@@ -24,6 +24,21 @@ def test_of_a_product_by_hand():
     np.testing.assert_allclose(values, [[5.0, 5.0]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 50, 200])
+def test_gauss_legendre_nodes_are_those_of_numpy(count):
+    nodes, weights = quadrature_rule("gauss_legendre", count)
+    expected = np.polynomial.legendre.leggauss(count)
+    np.testing.assert_allclose(nodes, (expected[0] + 1) / 2, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(weights, expected[1] / 2, rtol=1e-10)
+
+
+def test_ten_thousand_nodes_integrate_what_few_nodes_cannot():
+    nodes, weights = quadrature_rule("gauss_legendre", 10_000)
+    assert np.all(np.diff(nodes) > 0) and nodes[0] > 0 and nodes[-1] < 1
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-13)
+    np.testing.assert_allclose(weights @ np.cos(9000 * nodes), np.sin(9000) / 9000, atol=1e-14)
+
+
 def test_gauss_legendre_is_exact_for_polynomials_of_degree_2k():
     values = integrated_gradients(lambda x: jnp.sum(x**6, axis=1), jnp.array([[1.5, -2.0]]), num_steps=3)
     np.testing.assert_allclose(values, [[1.5**6, 2.0**6]], rtol=1e-5)

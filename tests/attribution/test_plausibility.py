@@ -107,7 +107,7 @@ def test_simulation():
     ("call", "message"),
     [
         (lambda s: rationale_auprc(s, s[:, :1] > 0), "rationales must have the shape"),
-        (lambda s: token_f1(s, s > 0, s[:1] > 0), "mask must have the shape"),
+        (lambda s: token_f1(s, s > 0, s[:1] > 0), r"mask must be \["),
         (lambda s: rationale_auprc(s * np.nan, s > 0), "must be finite"),
         (lambda s: iou_f1(s[0] > 0, s[0] > 0), r"\[texts, time\]"),
         (lambda s: iou_f1(s > 0, s > 0, threshold=0.0), "threshold"),

@@ -71,13 +71,14 @@ def test_failure_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "a.png"
     file.write_bytes(b"old")
 
-    def fail(self, path, **options):
-        path.write_bytes(b"half")
+    def fail(source, target):
+        assert source.stat().st_size > 100 and target == file
         raise OSError("disk full")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_png(file, TokenHeatmap(["a"], [1]))
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_png(file, TokenHeatmap(["a"], [1]))
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
     with pytest.raises(ValueError, match="dpi"):
         write_png(file, TokenHeatmap(["a"], [1]), dpi=0)
