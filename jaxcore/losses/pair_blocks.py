@@ -152,10 +152,14 @@ def reduce_blocks_keeping(
 
 
 def count_kept(walk: Walk, rows: Side, columns: Side, limit_bytes: int) -> int:
-    """How many blocks of similarities fit into `limit_bytes`; whole rows of blocks."""
+    """How many blocks of similarities fit into `limit_bytes`: whole rows of blocks, none if not a quarter of all.
+
+    Fewer save less than a sixteenth of the time, which fresh memory may cost.
+    """
     grid = _Grid(walk.blocks, rows, columns)
     block_row = grid.across * walk.blocks.rows * walk.blocks.columns * accumulation_dtype(rows.vectors).itemsize
-    return min(limit_bytes // block_row * grid.across, grid.count)
+    fitting = min(limit_bytes // block_row * grid.across, grid.count)
+    return fitting if 4 * fitting >= grid.count else 0
 
 
 class Gradient(NamedTuple):

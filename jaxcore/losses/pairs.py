@@ -54,7 +54,8 @@ _LARGEST_BLOCKS = {"cpu": Blocks(1024, 1024), "tpu": Blocks(2048, 2048), "gpu": 
 
 KEPT_BYTES = {"cpu": 128 * 2**20}
 """Similarities that the forward walk leaves to the backward walk: computing one again takes 2 d FLOPs, which on a
-matrix unit is no more time than writing and reading it, and on a CPU many times as much."""
+matrix unit is no more time than writing and reading it, and on a CPU many times as much. None where a quarter of the
+matrix does not fit."""
 
 
 def reduce_pairs(
