@@ -1,0 +1,73 @@
+"""Text from decoder language models: one decoding loop, strategies as small pure objects.
+
+    generated = generate(model, params, ids, mask, strategy=ContrastiveSearch(k=4, alpha=0.6), max_new_tokens=64)
+    texts = complete(model, params, ["Once upon"], tokenizer=tokenizer, strategy=Sampling(top_p=0.95), key=key, ...)
+
+Map of the room
+    generate.py              `generate`: padded arrays in, arrays out; one program per shape and kind of strategy
+    completions.py           `complete`: texts or lists of any length in, lists out
+    prompts.py               left padding to few widths
+    strategy.py              what a strategy is, and the loop that runs it
+    token_by_token.py        strategies with one call per token, on top of which
+        sampling.py              greedy; temperature, top-k, nucleus, min-p, typical
+        contrastive_decoding.py  against an amateur model
+    contrastive_search.py    probability against likeness to the context
+    beam_search.py           the likeliest hypotheses
+    speculative_decoding.py  drafts of a small model, checked by the large one
+    strategy_names.py        strategies by name
+    replay.py                scores, hidden states and attention of a run, in one call
+    bound_model.py, progress.py                  a model ready to run, what it has generated
+    probability_filters.py, categorical_draws.py    which tokens may be drawn; drawing one
+    request_checks.py, option_checks.py          errors before compilation
+
+A prompt is read once, into a cache that all its samples, beams and candidates share uncopied. Rows that have met a stop
+token wait for the others. Edits of activations (`jaxcore.transforms.intervene`) hold in every call alike.
+"""
+
+from jaxcore.generation.beam_search import BeamSearch
+from jaxcore.generation.bound_model import BoundModel, Prompt
+from jaxcore.generation.categorical_draws import draw_categorical
+from jaxcore.generation.completions import Completion, complete, unpadded
+from jaxcore.generation.contrastive_decoding import ContrastiveDecoding
+from jaxcore.generation.contrastive_search import ContrastiveSearch, contrastive_scores, largest_cosine
+from jaxcore.generation.generate import generate
+from jaxcore.generation.probability_filters import keep_min_p, keep_top_k, keep_top_p, keep_typical
+from jaxcore.generation.progress import Generated
+from jaxcore.generation.prompts import pad_left, prompt_width
+from jaxcore.generation.replay import Replay, replay
+from jaxcore.generation.sampling import Chooser, Greedy, Sampling
+from jaxcore.generation.speculative_decoding import SpeculativeDecoding
+from jaxcore.generation.strategy import Strategy
+from jaxcore.generation.strategy_names import STRATEGIES, strategy_from_name, strategy_table
+
+__all__ = [
+    "STRATEGIES",
+    "BeamSearch",
+    "BoundModel",
+    "Chooser",
+    "Completion",
+    "ContrastiveDecoding",
+    "ContrastiveSearch",
+    "Generated",
+    "Greedy",
+    "Prompt",
+    "Replay",
+    "Sampling",
+    "SpeculativeDecoding",
+    "Strategy",
+    "complete",
+    "contrastive_scores",
+    "draw_categorical",
+    "generate",
+    "keep_min_p",
+    "keep_top_k",
+    "keep_top_p",
+    "keep_typical",
+    "largest_cosine",
+    "pad_left",
+    "prompt_width",
+    "replay",
+    "strategy_from_name",
+    "strategy_table",
+    "unpadded",
+]

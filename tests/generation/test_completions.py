@@ -1,0 +1,73 @@
+"""From lists or texts to lists or texts."""
+
+import numpy as np
+import pytest
+from decoding_references import PROMPTS, VOCABULARY, greedy_loop
+
+from jaxcore.generation import complete
+from jaxcore.generation.generate import _program
+
+COUNT = 6
+LENGTHS = (4, 1, 7, 16, 3, 5, 2)
+
+
+class Letters:
+    """A tokenizer of single letters with the calls that are used of transformers' own."""
+
+    def __init__(self, size=VOCABULARY):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __call__(self, text):
+        return {"input_ids": ["abcdefghijk".index(letter) for letter in text]}
+
+    def decode(self, tokens, skip_special_tokens):
+        assert skip_special_tokens
+        return "".join("abcdefghijk"[token] for token in tokens)
+
+
+def completed(decoder, prompts, **options):
+    return complete(decoder.model, decoder.params, prompts, max_new_tokens=COUNT, batch_size=3, **options)
+
+
+def test_prompts_of_many_lengths_come_back_in_order_from_one_program(decoder):
+    """Seven prompts in batches of three; a stop token that some of them meet; texts for good measure."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in LENGTHS]
+    stop = greedy_loop(decoder, prompts[2], COUNT)[2]
+    before = _program._cache_size()
+    results = completed(decoder, prompts, stop_tokens=(stop,), tokenizer=Letters())
+    assert _program._cache_size() == before + 1
+    expected = [greedy_loop(decoder, prompt, COUNT, (stop,)) for prompt in prompts]
+    assert [samples[0].tokens for samples in results] == expected
+    assert {len(tokens) for tokens in expected} > {COUNT}
+    for samples, tokens in zip(results, expected, strict=True):
+        (completion,) = samples
+        assert completion.text == Letters().decode(tokens, skip_special_tokens=True)
+        assert completion.stopped == (tokens[-1] == stop) and completion.log_probs.shape == (len(tokens),)
+        assert completion.score == pytest.approx(completion.log_probs.sum(), abs=1e-5)
+    texts = [Letters().decode(prompt, skip_special_tokens=True) for prompt in prompts]
+    again = completed(decoder, texts, stop_tokens=(stop,), tokenizer=Letters())
+    assert [samples[0].tokens for samples in again] == expected
+    assert _program._cache_size() == before + 1
+
+
+def test_wrong_prompts_are_refused(decoder):
+    for prompts, options, message in (
+        ([], {}, "at least one prompt"),
+        ("abc", {}, "a sequence of at least one prompt, got 'abc'"),
+        ([[1], []], {}, "empty prompt: prompt 1 has no token"),
+        (["ab", ""], {"tokenizer": Letters()}, "empty prompt: prompt 1"),
+        (["ab"], {}, "prompts are texts: give a tokenizer"),
+        (["ab"], {"tokenizer": Letters(12)}, "tokenizer has 12 tokens, but the model's vocabulary 11"),
+        ([[1, 2], np.ones((2, 32))], {}, "must all be token ids"),
+        ([[1.5, 2.0]], {}, "prompt 0 must be integer ids"),
+        ([[1, 11]], {}, "has token 11 at 15, but the model's vocabulary has ids 0 to 10"),
+        ([[1] * 35], {}, "a prompt has 35 tokens, but only 34 fit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            completed(decoder, prompts, **options)
+    with pytest.raises(ValueError, match="batch_size must be a whole number"):
+        complete(decoder.model, decoder.params, PROMPTS, max_new_tokens=2, batch_size=0)
