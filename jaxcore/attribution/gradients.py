@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.input_checks import (
     Baseline,
     Inputs,
@@ -115,5 +116,9 @@ def grad_cam(
 
 def _gradient(score: Score, inputs: Inputs) -> Inputs:
     check_score(score, inputs)
-    gradient = jax.grad(lambda x: jnp.sum(score(x)))(inputs)
-    return jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), gradient)
+
+    def gradient(inputs: Inputs) -> Inputs:
+        of_inputs = jax.grad(lambda x: jnp.sum(score(x)))(inputs)
+        return jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), of_inputs)
+
+    return run_compiled(gradient, inputs)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.input_checks import Inputs, Score, accumulation_dtype, check_score, checked_finite
 from jaxcore.transforms.jaxprs import Loops, Outcome, Rules, evaluate, sites, trace
 
@@ -68,7 +69,7 @@ def _through_rectifiers(score: Score, inputs: Inputs, masks_forward: bool, metho
     def gradients(inputs: Inputs) -> Inputs:
         return jax.tree.map(lambda g: g.astype(accumulation_dtype(g)), jax.grad(modified)(inputs))
 
-    return checked_finite(jax.jit(gradients)(inputs), method)
+    return checked_finite(run_compiled(gradients, inputs), method)
 
 
 def _is_rectifier(eqn: core.JaxprEqn) -> bool:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.input_checks import (
     Baseline,
     Inputs,
@@ -77,12 +78,11 @@ def guided_integrated_gradients(
         next_gradient = gradient_at(moved)
         return (moved, next_gradient, total + (gradient + next_gradient) / 2 * (moved - point)), None
 
-    @jax.jit
     def run(start: Array) -> Array:
         carry = (start, gradient_at(start), jnp.zeros_like(start))
         return jax.lax.scan(step, carry, jnp.arange(num_steps))[0][2]
 
-    values = _unflat(run(start), inputs, cast=False)
+    values = _unflat(run_compiled(run, start), inputs, cast=False)
     return checked_finite(values, "guided_integrated_gradients")
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.input_checks import Inputs, Score, accumulation_dtype, check_score, checked_finite
 from jaxcore.transforms.jaxprs import bind, result_type
 from jaxcore.transforms.propagation import Propagation, Rule
@@ -174,7 +175,7 @@ def lrp(
 
         return jax.tree.map(product, method.multipliers(score, inputs), inputs)
 
-    return checked_finite(jax.jit(relevance)(inputs), "lrp")
+    return checked_finite(run_compiled(relevance, inputs), "lrp")
 
 
 def _linear_rules(linear: Any) -> dict[str, LinearRule]:

@@ -14,13 +14,22 @@ from jaxcore.attribution import compiled_programs
 from jaxcore.attribution.ablation import feature_ablation
 from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.deeplift import deep_lift, deep_shap
+from jaxcore.attribution.gradients import saliency
+from jaxcore.attribution.guided_path import guided_integrated_gradients
 from jaxcore.attribution.integrated_gradients import integrated_gradients
-from jaxcore.attribution.surrogates import kernel_shap
+from jaxcore.attribution.lrp import lrp
+from jaxcore.attribution.shapley import shapley_sampling
+from jaxcore.attribution.surrogates import kernel_shap, lime
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
 KEY = jax.random.key(0)
 
 METHODS = {
+    "saliency": saliency,
+    "lrp": lrp,
+    "guided_integrated_gradients": lambda score, x: guided_integrated_gradients(score, x, num_steps=4),
+    "lime": lambda score, x: lime(score, x, KEY, num_samples=12, chunk_size=4),
+    "shapley_sampling": lambda score, x: shapley_sampling(score, x, KEY, num_permutations=4, chunk_size=2),
     "integrated_gradients": lambda score, x: integrated_gradients(score, x, num_steps=6),
     "deep_lift": deep_lift,
     "deep_shap": lambda score, x: deep_shap(score, x, baselines=jnp.zeros((2, 5)), chunk_size=2),
