@@ -2,6 +2,7 @@
 
     embed --model PATH --input FILE --output FILE.npy    texts to vectors, sharded, resumable
     attribute --model PATH --text "..."                  which tokens made a classifier say what it says, by any method
+    generate --model PATH --prompt "..."                 continuations from a decoder, by any strategy; resumable
 
 `COMMAND --help` lists the options. Exit codes are those of `jaxcore.distributed.ExitCode`; JAXCORE_DEBUG=1 shows
 tracebacks of usage errors. Experiments have a command line of their own: ``python -m experiments``.
@@ -24,9 +25,16 @@ def _attribute(arguments: list[str]) -> int:
     return attribute.main(arguments)
 
 
+def _generate(arguments: list[str]) -> int:
+    from jaxcore.commands import generate
+
+    return generate.main(arguments)
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    return run_command({"embed": _embed, "attribute": _attribute}, arguments, usage=__doc__)
+    commands = {"embed": _embed, "attribute": _attribute, "generate": _generate}
+    return run_command(commands, arguments, usage=__doc__)
 
 
 def console() -> int:

@@ -2,7 +2,8 @@
 
     embed       texts of a file to vectors
     attribute   which words decided: explanations of a classifier or of a similarity
-    text_runs   what both share: opening texts, ticks, progress; vector_file and line_file: outputs that resume
+    generate    prompts to continuations: a decoder, by any decoding strategy
+    text_runs   what these share: opening texts, ticks, progress; vector_file and line_file: outputs that resume
     arguments   a command line from a dataclass
     console     starting and ending: memory settings, exit codes
 

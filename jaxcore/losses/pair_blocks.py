@@ -194,79 +194,84 @@ def pull_back_blocks(
         kept: similarities of the first blocks, from `reduce_blocks_keeping`; the others are computed again.
     """
     grid = _Grid(walk.blocks, rows, columns)
-    num_rows, num_columns = rows.vectors.shape[0], columns.vectors.shape[0]
     rows, columns = grid.pad_rows(rows), grid.pad_columns(columns)
     padded = {name: grid.pad((results[name], cotangents[name]), reduction) for name, reduction in walk.reductions}
     offsets = {"row": column_offset, "column": row_offset}
     dtype = accumulation_dtype(rows.vectors)
     operand = jnp.bfloat16 if rows.vectors.dtype == jnp.bfloat16 else dtype
-    shared_floats, rebuild_shared = split_floats(shared)
     if kept is None:
         kept = jnp.zeros((0, *walk.blocks), dtype)
 
     def visit_rows(from_kept: bool, index: Array, total: Gradient) -> Gradient:
         row = grid.place(index * grid.across).of_rows(rows)
-        row_floats, rebuild_row = split_floats(row.known)
-        if walk.columns_last:  # behind a barrier, or the compiler folds the transposition back into the product
-            row_transposed = jax.lax.optimization_barrier(row.vectors.T)
+        # Behind a barrier, or the compiler folds the transposition back into the product.
+        transposed = jax.lax.optimization_barrier(row.vectors.T) if walk.columns_last else None
 
         def visit(column_index: Array, total: Gradient) -> Gradient:
             step = index * grid.across + column_index
             place = grid.place(step)
             column = place.of_columns(columns)
-            column_floats, rebuild_column = split_floats(column.known)
-
-            def terms_of(similarity: Array, of_row: list, of_column: list, of_all: list) -> dict[str, Array]:
-                known = rebuild_row(of_row), rebuild_column(of_column), rebuild_shared(of_all)
-                return place.terms(walk, similarity, *known)
-
             similarity = kept[step] if from_kept else _similarity(row.vectors, column.vectors)
-            terms, pull = jax.vjp(terms_of, similarity, row_floats, column_floats, shared_floats)
-            of_terms = {}
-            for name, reduction in walk.reductions:
-                result, cotangent = place.slice(padded[name], reduction)
-                start = offsets[reduction.per] + (place.column if reduction.per == "row" else place.row)
-                pulled = reductions_of.pull_back(reduction, terms[name], result, cotangent, start)
-                of_terms[name] = pulled.astype(terms[name].dtype)
-            of_similarity, of_row, of_column, of_shared = pull(of_terms)
-            of_similarity = of_similarity.astype(operand)
-            step_rows = _product("ij,jd->id", of_similarity, column.vectors)
-            if walk.columns_last:
-                step_columns = _product("di,ij->dj", row_transposed, of_similarity)
+            of_block = _pull_back_terms(walk, place, similarity, row, column, shared, padded, offsets)
+            of_similarity = of_block.similarity.astype(operand)
+            if transposed is not None:
+                step_columns = _product("di,ij->dj", transposed, of_similarity)
                 of_columns = _add(total.columns, step_columns[None], column_index, 1)
             else:
-                step_columns = _product("ij,id->jd", of_similarity, row.vectors)
-                of_columns = place.add_columns(total.columns, step_columns)
+                of_columns = place.add_columns(total.columns, _product("ij,id->jd", of_similarity, row.vectors))
+            known = (total.row_known, of_block.row_known), (total.column_known, of_block.column_known)
             return Gradient(
-                rows=place.add_rows(total.rows, step_rows),
+                rows=place.add_rows(total.rows, _product("ij,jd->id", of_similarity, column.vectors)),
                 columns=of_columns,
-                row_known=[place.add_rows(t, g) for t, g in zip(total.row_known, of_row, strict=True)],
-                column_known=[place.add_columns(t, g) for t, g in zip(total.column_known, of_column, strict=True)],
-                shared=[t + g.astype(t.dtype) for t, g in zip(total.shared, of_shared, strict=True)],
+                row_known=[place.add_rows(t, g) for t, g in zip(*known[0], strict=True)],
+                column_known=[place.add_columns(t, g) for t, g in zip(*known[1], strict=True)],
+                shared=[t + g.astype(t.dtype) for t, g in zip(total.shared, of_block.shared, strict=True)],
             )
 
         return jax.lax.fori_loop(0, grid.across, visit, total)
 
-    total = total._replace(
-        rows=_pad(total.rows, grid.extra_rows),
-        columns=_pad(total.columns, grid.extra_columns),
-        row_known=_pad(total.row_known, grid.extra_rows),
-        column_known=_pad(total.column_known, grid.extra_columns),
-    )
-    if walk.columns_last:
-        total = total._replace(columns=grid.columns_last(total.columns))
     kept_rows = kept.shape[0] // grid.across
+    total = grid.open(total, columns_last=walk.columns_last)
     total = _loop(0, kept_rows, partial(visit_rows, True), total)
     total = _loop(kept_rows, grid.count // grid.across, partial(visit_rows, False), total)
-    if walk.columns_last:
-        total = total._replace(columns=grid.columns_first(total.columns))
-    return Gradient(
-        rows=total.rows[:num_rows],
-        columns=total.columns[:num_columns],
-        row_known=[g[:num_rows] for g in total.row_known],
-        column_known=[g[:num_columns] for g in total.column_known],
-        shared=total.shared,
-    )
+    return grid.close(total, columns_last=walk.columns_last)
+
+
+class _BlockGradient(NamedTuple):
+    """Cotangents of one block: of its similarities, and of what is known of its rows, of its columns and of all."""
+
+    similarity: Float[Array, "b c"]
+    row_known: list[Array]
+    column_known: list[Array]
+    shared: list[Array]
+
+
+def _pull_back_terms(
+    walk: Walk,
+    place: "_Place",
+    similarity: Array,
+    row: Side,
+    column: Side,
+    shared: Any,
+    results: dict[str, Any],
+    offsets: dict[str, Array | int],
+) -> _BlockGradient:
+    """The gradient of one block; `results` are results with their cotangents, padded."""
+    row_floats, rebuild_row = split_floats(row.known)
+    column_floats, rebuild_column = split_floats(column.known)
+    shared_floats, rebuild_shared = split_floats(shared)
+
+    def terms_of(similarity: Array, of_row: list, of_column: list, of_all: list) -> dict[str, Array]:
+        return place.terms(walk, similarity, rebuild_row(of_row), rebuild_column(of_column), rebuild_shared(of_all))
+
+    terms, pull = jax.vjp(terms_of, similarity, row_floats, column_floats, shared_floats)
+    of_terms = {}
+    for name, reduction in walk.reductions:
+        result, cotangent = place.slice(results[name], reduction)
+        start = offsets[reduction.per] + (place.column if reduction.per == "row" else place.row)
+        pulled = reductions_of.pull_back(reduction, terms[name], result, cotangent, start)
+        of_terms[name] = pulled.astype(terms[name].dtype)
+    return _BlockGradient(*pull(of_terms))
 
 
 def zero_gradient(rows: Side, columns: Side, shared: Any) -> Gradient:
@@ -341,11 +346,29 @@ class _Grid:
         size = self.num_rows if reduction.per == "row" else self.num_columns
         return tuple(array[:size] for array in state)
 
-    def columns_last(self, array: Float[Array, "m dim"]) -> Float[Array, "across dim columns"]:
-        return jnp.swapaxes(array.reshape(self.across, -1, array.shape[-1]), 1, 2)
+    def open(self, total: Gradient, *, columns_last: bool) -> Gradient:
+        """`total` as blocks are added to it: padded; columns as [across, dim, columns] where they are last."""
+        columns = _pad(total.columns, self.extra_columns)
+        if columns_last:
+            columns = jnp.swapaxes(columns.reshape(self.across, -1, columns.shape[-1]), 1, 2)
+        return total._replace(
+            rows=_pad(total.rows, self.extra_rows),
+            columns=columns,
+            row_known=_pad(total.row_known, self.extra_rows),
+            column_known=_pad(total.column_known, self.extra_columns),
+        )
 
-    def columns_first(self, array: Float[Array, "across dim columns"]) -> Float[Array, "m dim"]:
-        return jnp.swapaxes(array, 1, 2).reshape(-1, array.shape[1])
+    def close(self, total: Gradient, *, columns_last: bool) -> Gradient:
+        """The inverse of `open`."""
+        columns = total.columns
+        if columns_last:
+            columns = jnp.swapaxes(columns, 1, 2).reshape(-1, columns.shape[1])
+        return total._replace(
+            rows=total.rows[: self.num_rows],
+            columns=columns[: self.num_columns],
+            row_known=[g[: self.num_rows] for g in total.row_known],
+            column_known=[g[: self.num_columns] for g in total.column_known],
+        )
 
     def place(self, step: Array) -> "_Place":
         row, column = step // self.across * self.blocks.rows, step % self.across * self.blocks.columns
