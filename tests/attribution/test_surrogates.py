@@ -172,16 +172,15 @@ def test_samples_of_kernel_shap_are_within_their_standard_error():
     assert draws.std(axis=0).mean() < 0.5 * np.abs(exact).mean()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_too_few_samples_give_the_fit_closest_to_equal_shares(seed):
-    """In float64: what two samples leave open is determined to the square root of the precision only."""
-    with jax.enable_x64(True):
-        inputs = jnp.asarray(RNG.standard_normal((1, 20)), jnp.float64)
-        score = lambda x: jnp.sum(x**3, axis=1)  # noqa: E731
-        values = kernel_shap(score, inputs, jax.random.key(seed), num_samples=2, chunk_size=2)
-        steps = np.diff(np.sort(np.asarray(values)[0]))  # one value in the drawn set, another outside
-        assert np.sum(steps > 1e-3) == 1 and np.sum(steps > 1e-6) == 1
-        np.testing.assert_allclose(np.sum(values), score(inputs)[0], rtol=1e-9)
+    """One value in the set that was drawn, another outside."""
+    inputs = jnp.asarray(RNG.standard_normal((1, 20)), jnp.float32)
+    score = lambda x: jnp.sum(x**3, axis=1)  # noqa: E731
+    values = kernel_shap(score, inputs, jax.random.key(seed), num_samples=2, chunk_size=2)
+    steps = np.diff(np.sort(np.asarray(values)[0]))
+    assert np.sum(steps > 1e-3) == 1 and np.sum(steps > 1e-5) == 1
+    np.testing.assert_allclose(np.sum(values), score(inputs)[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", [lime, kernel_shap])
