@@ -1,5 +1,6 @@
 """Sentence similarity: correlations against scipy, the published aggregation, the protocol, intervals, bad input."""
 
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -103,8 +104,9 @@ def two_tasks(seed=0, n=80):
     rng = np.random.default_rng(seed)
     sentences = [f"sentence {i}" for i in range(40)]
     tasks = {}
+    pairs = list(itertools.combinations(sentences, 2))  # none twice, none of a sentence with itself: no ties to break
     for name in ("one", "two"):
-        first, second = (tuple(rng.choice(sentences, n)) for _ in range(2))
+        first, second = zip(*(pairs[i] for i in rng.choice(len(pairs), n, replace=False)), strict=True)
         tasks[name] = Pairs(first, second, rng.uniform(0, 5, n), tuple(np.where(np.arange(n) < 30, "s", "t")))
     table = dict(zip(sentences, rng.normal(size=(40, 6)), strict=True))
     return tasks, table
