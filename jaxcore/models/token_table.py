@@ -24,4 +24,4 @@ def check_vocabulary(input_ids: Int[Array, "batch time"], vocab_size: int) -> No
 
 def lookup(table: Float[Array, "rows hidden"], ids: Int[Array, "..."], dtype: Any) -> Float[Array, "... hidden"]:
     """Rows of a table; an id outside it gives NaN, not another row."""
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
+    return jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
