@@ -1,4 +1,4 @@
-"""Fixtures every test may use: eight simulated CPU devices, a cache of its own, and the folder of shared real data."""
+"""Fixtures every test may use: eight simulated CPU devices, quick compilation, a cache, and the shared real data."""
 
 import atexit
 import os
@@ -7,8 +7,10 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+# Compilation is most of a test's time, and takes two thirds of it without LLVM's passes. Given flags come last and win.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+).strip()
 
 if "JAXCORE_CACHE_DIR" not in os.environ:  # shared by the processes that tests start, and gone with the session
     os.environ["JAXCORE_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcore-test-cache-")
