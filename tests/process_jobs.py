@@ -53,7 +53,8 @@ def clean_environment(**extra: str) -> dict[str, str]:
         and not name.lower().endswith("_proxy")
         and not name.startswith(("JAXCORE_", "SLURM_", "TPU_", "MEGASCALE_", "JAX_"))
     }
-    return {**kept, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", **extra}
+    quick = {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return {**kept, **quick, **extra}
 
 
 @pytest.fixture

@@ -192,7 +192,12 @@ def test_two_processes_write_one_file(folder, expected, tmp_path):
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     given = ["-m", "jaxcore", *arguments(folder, tmp_path / "out.npy", "--window", "30")]
     ranks = [
-        {"JAXCORE_COORDINATOR": address, "JAXCORE_NUM_PROCESSES": "2", "JAXCORE_PROCESS_ID": str(rank), "XLA_FLAGS": ""}
+        {
+            "JAXCORE_COORDINATOR": address,
+            "JAXCORE_NUM_PROCESSES": "2",
+            "JAXCORE_PROCESS_ID": str(rank),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }
         for rank in range(2)
     ]
     ended = [process.communicate(timeout=200) for process in [launch(given, **rank) for rank in ranks]]

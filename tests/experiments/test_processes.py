@@ -25,7 +25,7 @@ FIELDS = [
 
 def launch(run_dir, *extra, environment=None):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY), **(environment or {})}
-    env.pop("XLA_FLAGS", None)  # one device per process
+    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # one device per process, quickly compiled
     return subprocess.Popen(
         [sys.executable, "-m", "experiments", "run", "star", "--run-dir", str(run_dir), *FIELDS, *extra],
         cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
