@@ -38,6 +38,9 @@ similarity, l = s / tau, (a, a+) a matching pair, N(a) its negatives:
 | F1, F2 scorers | `cosine_scores`, `bilinear_scores`, `joint_scores`, ... (`scorers`) | s(u, v) |
 | mixing with other losses | `fixed_mixture`, `learned_mixture` | sum_i w_i L_i; sum_i e^-v_i L_i + max(v_i, 0) |
 
+Language models (`next_token`): `next_token_loss`, `next_token_log_probs`, and from hidden states in chunks of positions
+`chunked_next_token_log_probs`. Preferences (`preference`): `direct_preference_loss` (DPO), `log_ratio_preference_loss`.
+
 | without negatives | function |
 |---|---|
 | alignment, uniformity | `alignment`, `uniformity` |
@@ -84,6 +87,13 @@ from jaxcore.losses.memory_queue import Queue, empty_queue, momentum_update, pus
 from jaxcore.losses.metric_learning import circle, multi_similarity
 from jaxcore.losses.mixing import fixed_mixture, init_log_variances, learned_mixture
 from jaxcore.losses.multi_positive import multi_positive_info_nce
+from jaxcore.losses.next_token import (
+    TokenLogProbs,
+    chunked_next_token_log_probs,
+    counted_targets,
+    next_token_log_probs,
+    next_token_loss,
+)
 from jaxcore.losses.noise_contrastive import (
     binary_nce,
     donsker_varadhan_bound,
@@ -93,6 +103,7 @@ from jaxcore.losses.noise_contrastive import (
 )
 from jaxcore.losses.pair_rows import map_similarity_rows
 from jaxcore.losses.pairs import Extreme, Reduction, Side, reduce_pairs
+from jaxcore.losses.preference import direct_preference_loss, log_ratio_preference_loss
 from jaxcore.losses.ranking import listwise_cross_entropy, margin_ranking, pairwise_ranking, ranknet
 from jaxcore.losses.redundancy_reduction import VicregComponents, barlow_twins, vicreg, vicreg_components
 from jaxcore.losses.replaced_tokens import electric_logits, replaced_token_loss, replaced_token_targets
@@ -138,6 +149,7 @@ __all__ = [
     "Queue",
     "Reduction",
     "Side",
+    "TokenLogProbs",
     "TwoViews",
     "VicregComponents",
     "Whitening",
@@ -148,6 +160,7 @@ __all__ = [
     "batch_statistics",
     "bilinear_scores",
     "binary_nce",
+    "chunked_next_token_log_probs",
     "circle",
     "class_centres",
     "cluster_contrastive",
@@ -155,9 +168,11 @@ __all__ = [
     "contrast_rows",
     "cosine_pairs",
     "cosine_scores",
+    "counted_targets",
     "cross_supervised_contrastive",
     "debiased_contrastive",
     "decoupled_contrastive",
+    "direct_preference_loss",
     "donsker_varadhan_bound",
     "dot_scores",
     "effective_rank",
@@ -180,6 +195,7 @@ __all__ = [
     "kernel_mutual_information",
     "learned_mixture",
     "listwise_cross_entropy",
+    "log_ratio_preference_loss",
     "map_similarity_rows",
     "margin_ranking",
     "maximum_mean_discrepancy",
@@ -188,6 +204,8 @@ __all__ = [
     "momentum_update",
     "multi_positive_info_nce",
     "multi_similarity",
+    "next_token_log_probs",
+    "next_token_loss",
     "nt_xent",
     "pairwise_ranking",
     "partition_isotropy",

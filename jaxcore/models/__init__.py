@@ -7,12 +7,14 @@ Map of the room
     recurrent.py                        a BiLSTM with attention that classifies texts and pairs of texts
     attention_normalisers.py            softmax, sparsemax and 1.5-entmax, masked, along any axis
     bag_of_words.py                     a perceptron on token counts that stands in for an Encoder
+    hashed_words.py                     states of tokens without training, by its name
     word_vectors.py                     a linear map of the mean of frozen word vectors, another stand-in
     convolutional_text.py               convolutions with k-max pooling whose word table also embeds labels
     decoder.py, decoder_config.py       the transformer decoder families (GPT-2, Llama, Mistral, Qwen), on top of
         key_value_cache.py                  what a decoder has seen, as a pytree; shared prefixes
         grouped_attention.py                causal attention over caches, prefixes and a call's own tokens
         causal_masks.py, rotary.py          who may look at whom; rotary positions and their scalings
+    layer_states.py                     hidden states of a decoder's layer, by its name
     layer_stack.py, token_table.py      blocks as one scan, tables of word vectors: what both trunks share
     lora.py                             low-rank adapters of decoders, exchanged with PEFT
     pretrained.py                       `load_pretrained`, `save_pretrained`, on top of
@@ -22,6 +24,7 @@ Map of the room
         parameter_layout.py                 which stored tensors make up a parameter
         stored_parameters.py                parameters out of files into shards, and back
         checkpoint_files.py, model_directories.py       safetensors files slice by slice; whole directories
+    from_embeddings.py                  a model run from token embeddings, which attribution varies
     parameters.py                       counting
 
 Named activations of an Encoder, for `jaxcore.transforms.capture` and `intervene`; B texts, T tokens, H heads,
@@ -58,6 +61,7 @@ from jaxcore.models.decoder_config import DECODER_FAMILIES, DecoderConfig, RopeS
 from jaxcore.models.dropout import dropout
 from jaxcore.models.encoder import Encoder, EncoderOutput, masked_mean
 from jaxcore.models.encoder_config import EncoderConfig
+from jaxcore.models.from_embeddings import output_from_embeddings
 from jaxcore.models.key_value_cache import (
     KeyValueCache,
     adopt,
@@ -97,6 +101,7 @@ __all__ = [
     "fork",
     "load_pretrained",
     "masked_mean",
+    "output_from_embeddings",
     "read_config",
     "repeat_rows",
     "resize",

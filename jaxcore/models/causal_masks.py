@@ -24,9 +24,16 @@ class Visibility:
 
 
 def call_visibility(
-    real: Bool[Array, "batch time"], cache: KeyValueCache | None, *, sliding_window: int | None
+    real: Bool[Array, "batch time"],
+    cache: KeyValueCache | None,
+    *,
+    sliding_window: int | None,
+    segment_ids: Int[Array, "batch time"] | None = None,
 ) -> Visibility:
     """What the tokens of a call see. `real` is False on padding.
+
+    With `segment_ids` (and no cache) a token sees those of its own segment only, and is counted from its beginning;
+    the tokens of a segment stand together.
 
     The source axis holds the slots of every prefix, then the cache's own slots, in which the call's tokens take their
     place; a call as long as the cache (which is then empty) and one without a cache have just their own T there.
@@ -50,10 +57,22 @@ def call_visibility(
     visible.append(filled[:, None] & (slots <= start + jnp.arange(time)[:, None]))
     source_ranks.append(own_ranks)
     everything = jnp.concatenate(visible, axis=-1)[:, None]
+    if segment_ids is not None:
+        everything &= (segment_ids[:, :, None] == segment_ids[:, None])[:, None]
+        ranks = _ranks_in_segments(real, segment_ids)
+        source_ranks = [ranks]
     if sliding_window is None:
         return Visibility(everything, None, ranks)
     distance = ranks[:, :, None] - jnp.concatenate(source_ranks, axis=-1)[:, None]
     return Visibility(everything, everything & (distance < sliding_window)[:, None], ranks)
+
+
+def _ranks_in_segments(real: Bool[Array, "batch time"], segment_ids: Int[Array, "batch time"]) -> Array:
+    """Real tokens of the same segment before each token."""
+    counts = jnp.cumsum(real, 1, dtype=jnp.int32)
+    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+    before = jax.lax.cummax(jnp.where(begins, counts - real, 0), axis=1)
+    return counts - before - 1
 
 
 def _ranks(cache: KeyValueCache) -> Int[Array, "rows capacity"]:

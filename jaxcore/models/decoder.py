@@ -88,6 +88,7 @@ class Decoder(nn.Module):
         *,
         embeddings: Float[Array, "batch time hidden"] | None = None,
         positions: Int[Array, "batch time"] | None = None,
+        segment_ids: Int[Array, "batch time"] | None = None,
         cache: KeyValueCache | None = None,
         deterministic: bool = True,
     ) -> DecoderOutput:
@@ -98,7 +99,10 @@ class Decoder(nn.Module):
             attention_mask: 1 on real tokens, 0 on padding, for the tokens of this call only (the cache knows about
                 its own); None = all real. Padding may be left or right; what comes out there means nothing.
             embeddings: word vectors to use in place of the ids' own (`embed` gives those).
-            positions: None = each row's real tokens counted from 0 on, those in the cache included.
+            positions: None = each row's real tokens counted from 0 on, those in the cache included; with segments,
+                those of each segment.
+            segment_ids: which text of a packed row a token belongs to, the tokens of a text next to each other: a
+                token sees its own text only. None = one text per row. Not with a cache.
             cache: what came before; the call writes its tokens behind. A call whose T is the whole capacity (prefill
                 into a cache of the prompt's length) skips the empty slots altogether. Tokens beyond the capacity give
                 NaN where the cache's length is not known while tracing.
@@ -107,13 +111,14 @@ class Decoder(nn.Module):
         Raises:
             ValueError: shapes that differ or do not fit the config, an id outside the vocabulary (where ids are
                 known), more tokens than the context length or than the cache has slots for, a cache of another
-                model or number of rows.
+                model or number of rows, a cache together with segments.
         """
         hidden, cache = self.trunk(
             input_ids,
             attention_mask,
             embeddings=embeddings,
             positions=positions,
+            segment_ids=segment_ids,
             cache=cache,
             deterministic=deterministic,
         )
@@ -126,17 +131,18 @@ class Decoder(nn.Module):
         *,
         embeddings: Float[Array, "batch time hidden"] | None = None,
         positions: Int[Array, "batch time"] | None = None,
+        segment_ids: Int[Array, "batch time"] | None = None,
         cache: KeyValueCache | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "batch time hidden"], KeyValueCache | None]:
         """`last_hidden_state` and the cache, without logits: `apply(variables, ids, ..., method="trunk")`."""
         config = self.config
-        _check_call(config, input_ids, attention_mask, embeddings, positions, cache)
+        _check_call(config, input_ids, attention_mask, embeddings, positions, segment_ids, cache)
         words: Any = embeddings
         if input_ids is not None:
             words = self.embeddings.words(input_ids)
         real = jnp.ones(words.shape[:2], bool) if attention_mask is None else attention_mask.astype(bool)
-        visibility = call_visibility(real, cache, sliding_window=config.sliding_window)
+        visibility = call_visibility(real, cache, sliding_window=config.sliding_window, segment_ids=segment_ids)
         if positions is None:
             positions = jnp.maximum(visibility.ranks, 0)
         x = self.embeddings(words, positions, deterministic)
@@ -354,7 +360,7 @@ def _layer_mask(state: LayerState, call: Call) -> Bool[Array, "batch 1 time sour
     return call.window_mask if state.windowed is None else jnp.where(state.windowed, call.window_mask, call.mask)
 
 
-def _check_call(config, input_ids, attention_mask, embeddings, positions, cache) -> None:
+def _check_call(config, input_ids, attention_mask, embeddings, positions, segment_ids, cache) -> None:
     """Raise ValueError unless the arrays of a call fit each other and the config."""
     if (input_ids is None) == (embeddings is None):
         raise ValueError("give either input_ids or embeddings (with input_ids=None), not both or neither")
@@ -368,12 +374,15 @@ def _check_call(config, input_ids, attention_mask, embeddings, positions, cache)
         check_token_arrays(input_ids)
         check_vocabulary(input_ids, config.vocab_size)
         shape = input_ids.shape
-    for name, array in (("attention_mask", attention_mask), ("positions", positions)):
+    arrays = (("attention_mask", attention_mask), ("positions", positions), ("segment_ids", segment_ids))
+    for name, array in arrays:
         if array is not None and array.shape != shape:
             raise ValueError(f"{name} must have the shape of the tokens {shape}, got {array.shape}")
     if shape[1] > config.context_length:
         raise ValueError(f"texts of {shape[1]} tokens, but the model's context is {config.context_length} tokens")
     if cache is not None:
+        if segment_ids is not None:
+            raise ValueError("packed texts (segment_ids) are read without a cache: leave one of the two out")
         _check_cache(config, shape, cache)
 
 

@@ -53,6 +53,22 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A file that lies beside the report, by its name.
+
+    Raises:
+        ValueError: a name that leads elsewhere.
+    """
+
+    text: str
+    file: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.file, re.ASCII):
+            raise ValueError(f"a link leads to a file beside the report, by its plain name: got {self.file!r}")
+
+
+@dataclass(frozen=True)
 class KeyValues:
     """A configuration: nested mappings and dataclasses, shown under dotted names (`model.num_layers`).
 
@@ -88,8 +104,8 @@ class VerdictTable:
 
 VERDICT_FIELDS = ("name", "statement", "effect", "low", "high", "p_value", "test", "passed", "source")
 
-Block = Paragraph | Table | KeyValues | Curves | TokenHeatmap | TokenHeatmaps | ImageOverlay | VerdictTable
-_BLOCK_TYPES = (Paragraph, Table, KeyValues, Curves, TokenHeatmap, TokenHeatmaps, ImageOverlay, VerdictTable)
+Block = Paragraph | Table | KeyValues | Curves | TokenHeatmap | TokenHeatmaps | ImageOverlay | VerdictTable | Link
+_BLOCK_TYPES = (Paragraph, Table, KeyValues, Curves, TokenHeatmap, TokenHeatmaps, ImageOverlay, VerdictTable, Link)
 
 
 @dataclass(frozen=True)
@@ -130,8 +146,6 @@ def render_report(report: Report) -> str:
     Raises:
         ValueError: a block cannot be drawn (blocks check themselves when they are made).
     """
-    script = _template_file("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     anchors = _anchors([section.title for section in report.sections])
     sections = [
         {
@@ -143,26 +157,32 @@ def render_report(report: Report) -> str:
         }
         for number, (section, anchor) in enumerate(zip(report.sections, anchors, strict=True), start=1)
     ]
-    # Markup marks text as safe to inline: only the project's own style sheet and script are.
-    return (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            report=report,
-            sections=sections,
-            style=Markup(palette_css() + _template_file("report.css")),
-            script=Markup(script),
-            script_digest=digest,
-        )
-    )
+    return render_page("report.html.jinja", report=report, sections=sections)
+
+
+def render_page(template: str, *, styles: Sequence[str] = (), scripts: Sequence[str] = (), **values: Any) -> str:
+    """A page from a template of the room, with the style and script of reports and what more files are named.
+
+    Text among the values is escaped; the template may run ``script``, whose digest is ``script_digest``, and no other.
+    """
+    script = "\n".join(map(_template_file, ("report.js", *scripts)))
+    style = palette_css() + "\n".join(map(_template_file, ("report.css", *styles)))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Markup marks text as safe to inline: only the project's own style sheets and scripts are.
+    page = _environment().get_template(template)
+    return page.render(style=Markup(style), script=Markup(script), script_digest=digest, **values)
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> None:
-    """Write `report` to `path` (UTF-8); the file appears whole or, after any failure, not at all.
+    """Write `report` to `path`; see `write_page`."""
+    write_page(path, render_report(report))
+
+
+def write_page(path: str | os.PathLike[str], text: str) -> None:
+    """Write a page to `path` (UTF-8); the file appears whole or, after any failure, not at all.
 
     Missing folders are made. An existing file is replaced in one step.
     """
-    text = render_report(report)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -252,6 +272,8 @@ def _view(block: Block, identifier: str) -> dict[str, Any]:
     match block:
         case Paragraph():
             return {"kind": "paragraph", "text": block.text}
+        case Link():
+            return {"kind": "link", "text": block.text, "file": block.file}
         case Table():
             return {"kind": "table", "id": identifier, "table": _table_view(block)}
         case KeyValues():

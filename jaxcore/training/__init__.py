@@ -3,6 +3,7 @@
 Read in this order: `state` (what an update reads and writes, laid over a mesh), `step` (one jitted update),
 `gradient_cache` (the same gradient for batches that never fit), `loop` (batches in, trained state out),
 `checkpoints`, `run_directory` and `run_parts` (what survives a kill), `optimizers` (optax from a config).
+`language_modelling`, imported by its name: next-token training of decoders, all parameters or LoRA, and perplexity.
 """
 
 from jaxcore.training.checkpoints import Checkpoints, Restored, read_snapshot, save_snapshot

@@ -1,0 +1,230 @@
+"""Rollouts: many samples of many prefixes, each prefix read once, kept on disk batch by batch, resumed exactly.
+
+The file is JSON Lines: a first line that says what is drawn, then one line per prefix,
+
+    {"prefix": 17, "samples": [[5, 8, 2], ...], "stopped": [true, ...]}
+
+written batch by batch. After a kill, what a cut batch left behind is dropped and drawn again from the same key, so that
+a run that was stopped anywhere ends in the same file as one that was not.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxcore.distributed import batch_sharding, check_batch, gather_to_host, jit_on_mesh, replicated
+from jaxcore.generation.generate import generate
+from jaxcore.generation.option_checks import check_count
+from jaxcore.generation.progress import Generated
+from jaxcore.generation.prompts import pad_left, prompt_width
+from jaxcore.generation.strategy import Strategy
+
+
+class Rollout(NamedTuple):
+    """One continuation of a prefix."""
+
+    tokens: list[int]
+    """Without padding; the stop token, if one ended it, included."""
+    stopped: bool
+    """True if a stop token ended it."""
+
+
+class RolloutsInterrupted(Exception):
+    """A notice came between two batches; those drawn are on disk, and the same call goes on from there."""
+
+
+class Sampler(NamedTuple):
+    """How rollouts are drawn: what `sample_rollouts` compiles."""
+
+    strategy: Strategy
+    num_samples: int
+    """Of each prefix."""
+    max_new_tokens: int
+    stop_tokens: tuple[int, ...] = ()
+
+
+def rollout_program(model: Any, sampler: Sampler, mesh: Mesh) -> Any:
+    """Jitted ``(params, input_ids, attention_mask, key_data) -> Generated``; prefixes are split over the batch axes.
+
+    The arrays are prefixes padded on the left [prefixes, width]; results are replicated.
+    """
+
+    def run(params: Any, input_ids: Array, attention_mask: Array, key_data: Array) -> Generated:
+        return generate(
+            model,
+            params,
+            input_ids,
+            attention_mask,
+            strategy=sampler.strategy,
+            max_new_tokens=sampler.max_new_tokens,
+            num_samples=sampler.num_samples,
+            stop_tokens=sampler.stop_tokens,
+            key=jax.random.wrap_key_data(key_data),
+        )
+
+    return jit_on_mesh(run, mesh, out_shardings=replicated(mesh))
+
+
+def sample_rollouts(
+    model: Any,
+    params: Any,
+    prefixes: Sequence[Sequence[int]],
+    *,
+    sampler: Sampler,
+    file: pathlib.Path,
+    seed: int,
+    mesh: Mesh,
+    batch_size: int = 1,
+    width: int | None = None,
+    identity: str = "",
+    program: Any = None,
+    tick: Callable[[int], bool] = lambda batch: False,
+) -> list[list[Rollout]]:
+    """`sampler.num_samples` continuations of every prefix, in order; those that `file` has are read from it.
+
+    Args:
+        model, params: as for `generate`.
+        prefixes: token ids of each.
+        file: kept and continued; in a folder that all processes reach. Process 0 writes.
+        seed: batch b draws with key fold_in(key(seed), b).
+        mesh: prefixes of a batch are split over its batch axes; all samples of a prefix stay together.
+        batch_size: prefixes per call of the program; a multiple of the mesh's batch shards. After each call the lines
+            are on disk, so 1 per device keeps most.
+        width: tokens that all prefixes are padded to, for one program; None = per batch, one of few (`prompt_width`).
+        identity: names the parameters (a digest): a file of others is not continued.
+        program: from `rollout_program`, where it is compiled already.
+        tick: called after each batch on every process; True raises `RolloutsInterrupted`.
+
+    Raises:
+        ValueError: no or an empty prefix, a prefix longer than the context leaves room for, a file drawn from something
+            else or damaged before its end, and as `generate`.
+    """
+    check_count("num_samples", sampler.num_samples)
+    check_count("max_new_tokens", sampler.max_new_tokens)
+    check_batch(mesh, batch_size, jax.process_count())
+    room = model.config.context_length - sampler.max_new_tokens - sampler.strategy.num_extra_positions
+    _check_prefixes(prefixes, room)
+    settings = _settings(prefixes, sampler, seed=seed, batch_size=batch_size, width=width, identity=identity)
+    log = _Log(pathlib.Path(file), settings, len(prefixes), batch_size)
+    results = log.read()
+    program = program or rollout_program(model, sampler, mesh)
+    for batch in range(-(-len(results) // batch_size), -(-len(prefixes) // batch_size)):
+        chosen = prefixes[batch * batch_size : (batch + 1) * batch_size]
+        filled = [*chosen, *[chosen[0]] * (batch_size - len(chosen))]
+        arrays = pad_left(filled, width or prompt_width(max(map(len, chosen)), limit=room))
+        inputs = (_split(mesh, array.astype(np.int32)) for array in arrays)
+        key_data = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), batch))
+        drawn = _rows(gather_to_host(program(params, *inputs, np.asarray(key_data))))[: len(chosen)]
+        log.write(len(results), drawn)
+        results += drawn
+        if tick(batch) and len(results) < len(prefixes):
+            raise RolloutsInterrupted(f"stopped on notice after {len(results)} of {len(prefixes)} prefixes")
+    return results
+
+
+def _check_prefixes(prefixes: Sequence[Sequence[int]], room: int) -> None:
+    if not len(prefixes):
+        raise ValueError("rollouts need at least one prefix")
+    for number, prefix in enumerate(prefixes):
+        if not 1 <= len(prefix) <= room:
+            raise ValueError(f"prefix {number} has {len(prefix)} tokens: expected 1 to {room}, what the context leaves")
+
+
+def _settings(prefixes: Sequence[Sequence[int]], sampler: Sampler, **others: Any) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for prefix in prefixes:
+        digest.update(np.asarray([len(prefix), *prefix], np.int64).tobytes())
+    described = {"prefixes": digest.hexdigest(), **sampler._asdict(), **others}
+    return {name: str(value) for name, value in described.items()}
+
+
+def _split(mesh: Mesh, array: np.ndarray) -> Array:
+    """A batch that every process holds whole, on the devices."""
+    return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda index: array[index])
+
+
+def _rows(generated: Generated) -> list[list[Rollout]]:
+    def rollout(row: int, sample: int) -> Rollout:
+        length = int(generated.lengths[row, sample])
+        return Rollout(generated.tokens[row, sample, :length].tolist(), bool(generated.stopped[row, sample]))
+
+    rows, samples = generated.lengths.shape
+    return [[rollout(row, sample) for sample in range(samples)] for row in range(rows)]
+
+
+class _Log:
+    """The file of a call: whole batches of lines behind a line of settings."""
+
+    def __init__(self, file: pathlib.Path, settings: Mapping[str, str], num_prefixes: int, batch_size: int) -> None:
+        self._file, self._settings = file, settings
+        self._num_prefixes, self._batch_size = num_prefixes, batch_size
+
+    def read(self) -> list[list[Rollout]]:
+        """The rollouts of the batches that are there whole; what is behind them is cut off."""
+        lines = self._lines()
+        results = [self._parsed(number, line) for number, line in enumerate(lines[1:])][: self._num_prefixes]
+        if len(results) < self._num_prefixes:
+            results = results[: len(results) // self._batch_size * self._batch_size]
+        if jax.process_count() > 1:  # process 0 may have seen, or be about to cut, another end
+            agreed = int(multihost_utils.broadcast_one_to_all(np.int32(len(results))))
+            results = results[:agreed]
+        if jax.process_index() == 0:
+            self._begin(lines[: 1 + len(results)])
+        return results
+
+    def write(self, first: int, rows: Sequence[Sequence[Rollout]]) -> None:
+        """The lines of a batch, on disk when this returns."""
+        if jax.process_index() != 0:
+            return
+        lines = [
+            {"prefix": first + i, "samples": [r.tokens for r in row], "stopped": [r.stopped for r in row]}
+            for i, row in enumerate(rows)
+        ]
+        with self._file.open("ab") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _begin(self, kept: Sequence[bytes]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if not kept:
+            kept = [json.dumps({"settings": self._settings}).encode() + b"\n"]
+            self._file.write_bytes(kept[0])
+        with self._file.open("r+b") as file:
+            file.truncate(sum(map(len, kept)))
+
+    def _lines(self) -> list[bytes]:
+        """Lines with an end; none for a file that is new or was cut in its first line."""
+        if not self._file.exists():
+            return []
+        *lines, _ = self._file.read_bytes().split(b"\n")
+        if not lines:
+            return []
+        try:
+            earlier = json.loads(lines[0])["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self._file} holds no rollouts: remove it, or name another file") from error
+        changed = sorted(n for n in {*earlier, *self._settings} if earlier.get(n) != self._settings.get(n))
+        if changed:
+            told = "; ".join(f"{n} was {earlier.get(n)}, is {self._settings.get(n)}" for n in changed)
+            raise ValueError(f"{self._file} holds rollouts of something else ({told}): name another file")
+        return [line + b"\n" for line in lines]
+
+    def _parsed(self, number: int, line: bytes) -> list[Rollout]:
+        try:
+            record = json.loads(line)
+            rows = [Rollout(*pair) for pair in zip(record["samples"], record["stopped"], strict=True)]
+            if record["prefix"] != number:
+                raise ValueError(f"it is of prefix {record['prefix']}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self._file}, line {number + 2}, is damaged ({error}): remove the file") from error
+        return rows
