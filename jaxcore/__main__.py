@@ -3,6 +3,8 @@
     embed --model PATH --input FILE --output FILE.npy    texts to vectors, sharded, resumable
     attribute --model PATH --text "..."                  which tokens made a classifier say what it says, by any method
     generate --model PATH --prompt "..."                 continuations from a decoder, by any strategy; resumable
+    steer --model PATH --pairs FILE --output FILE        directions that steer a decoder, found on preference pairs
+    steer --model PATH --vectors FILE --prompt "..."     continuations under them, beside those without
 
 `COMMAND --help` lists the options. Exit codes are those of `jaxcore.distributed.ExitCode`; JAXCORE_DEBUG=1 shows
 tracebacks of usage errors. Experiments have a command line of their own: ``python -m experiments``.
@@ -31,9 +33,15 @@ def _generate(arguments: list[str]) -> int:
     return generate.main(arguments)
 
 
+def _steer(arguments: list[str]) -> int:
+    from jaxcore.commands import steer
+
+    return steer.main(arguments)
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    commands = {"embed": _embed, "attribute": _attribute, "generate": _generate}
+    commands = {"embed": _embed, "attribute": _attribute, "generate": _generate, "steer": _steer}
     return run_command(commands, arguments, usage=__doc__)
 
 
