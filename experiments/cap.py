@@ -77,7 +77,7 @@ from jaxcore.distributed import (
 )
 from jaxcore.evaluation import Claim, Claims, Measured, RunValues, Verdict, judge_single_run, map_rows
 from jaxcore.losses.attribution_alignment import Distance, alignment_loss, pool_segments
-from jaxcore.models import EncoderConfig, load_pretrained
+from jaxcore.models import EncoderConfig, load_pretrained, output_from_embeddings
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, with_encoder
 from jaxcore.models.pooled_embeddings import PooledClassifier, PooledClassifierConfig
 from jaxcore.training import (
@@ -97,7 +97,6 @@ from jaxcore.training import (
     run_part,
     write_results,
 )
-from jaxcore.transforms import intervene
 
 PAPER = Paper(
     title="CAP: hybrid attribution priors for explainable and robust model training",
@@ -376,12 +375,9 @@ def _transformer_student(config: Config) -> Student:
         return jnp.take(table, rows["input_ids"], axis=0, mode="fill").astype(sizes.dtype)
 
     def classify(params: Any, embeddings: Array, rows: Mapping[str, Array], key: Array | None = None) -> Array:
-        def scores(params: Any) -> Array:
-            options: dict[str, Any] = {} if key is None else {"deterministic": False, "rngs": {"dropout": key}}
-            output: Any = model.apply({"params": params}, rows["input_ids"], rows["attention_mask"], **options)
-            return output.logits
-
-        return intervene(scores, {"token_embeddings": embeddings.astype(sizes.dtype)})(params["student"])
+        options: dict[str, Any] = {} if key is None else {"deterministic": False, "rngs": {"dropout": key}}
+        embeddings, tokens = embeddings.astype(sizes.dtype), (rows["input_ids"], rows["attention_mask"])
+        return output_from_embeddings(model, params["student"], embeddings, *tokens, **options).logits
 
     return Student(initialize, embed, classify)
 

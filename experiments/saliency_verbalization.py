@@ -85,7 +85,7 @@ from jaxcore.evaluation.explanation_study import (
     subset_means,
 )
 from jaxcore.evaluation.simulatability import NaiveBayesReader, fit_reader
-from jaxcore.models import EncoderConfig
+from jaxcore.models import EncoderConfig, output_from_embeddings
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier, save_classifier
 from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig
 from jaxcore.reporting.saliency_search import (
@@ -141,7 +141,6 @@ from jaxcore.training import (
     read_metrics,
     write_results,
 )
-from jaxcore.transforms import intervene
 
 PAPER = Paper(
     title="Saliency map verbalization",
@@ -500,7 +499,8 @@ def explain(config: Config, model: Classifier, params: Any, batch: Mapping[str, 
     baseline = jnp.where(content, table[config.pad_id], words)
 
     def logits(embeddings: Float[Array, "batch time dim"]) -> Float[Array, "batch classes"]:
-        return _logits_from(model, params, batch, embeddings)
+        rows = batch["input_ids"], batch["attention_mask"]
+        return output_from_embeddings(model, params, embeddings, *rows).logits.astype(jnp.float32)
 
     score = logit(logits, predicted_classes(logits, words))
     values = integrated_gradients(
@@ -511,14 +511,6 @@ def explain(config: Config, model: Classifier, params: Any, batch: Mapping[str, 
         "scores": sum_over_dims(values) * batch["content"],
         "completeness_error": completeness_error(score, words, values, baseline=baseline),
     }
-
-
-def _logits_from(model: Classifier, params: Any, batch: Any, embeddings: Array) -> Array:
-    def run() -> Array:
-        output: Any = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
-        return output.logits
-
-    return intervene(run, {"token_embeddings": embeddings})().astype(jnp.float32)
 
 
 # ---- verbalisation ---------------------------------------------------------------------------------------

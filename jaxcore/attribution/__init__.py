@@ -21,6 +21,10 @@ call to explain many batches with one compilation.
 | | `chunked`, `at_layer` |
 | tokens, words | `sum_over_dims` and its kin, `aggregate_tokens`; by name: `token_scores`, `TOKEN_METHODS` |
 | a text's similarity to a target | `attribute_similarity` |
+| why this response rather than that | `preference_score`, `preference_margin`, `ResponsePairs`; what follows for |
+| | steering: `jaxcore.attribution.steering_directions` |
+| each token of a continuation | `sequence_token_scores` (any method), `SequenceScores`, `target_gradients`, |
+| | `aggregate_matrix` |
 
 | measure | functions |
 |---|---|
@@ -29,6 +33,15 @@ call to explain many batches with one compilation.
 | faithfulness to the model | `completeness_error`, `comprehensiveness`, `sufficiency`, `deletion_curve`, |
 | | `insertion_curve`, `infidelity`, `max_sensitivity`, `cascading_randomisation`, `remove_and_retrain` |
 | plausibility to people | `rationale_auprc`, `token_f1`, `iou_f1`, `simulatability` |
+
+Sentences of a reasoning trace, by the modules' names: `resampling_importance` (answers of rollouts without a sentence),
+`attention_suppression` (what is lost when nobody may look at it; as released: `truncated_divergence`),
+`receiver_heads`, `head_ablation` (heads that look at few sentences, and the model without them), `sentence_matrices`
+(influences between sentences, and their agreement).
+
+A part of a generated text attributed to parts of its sources, by the modules' names: `span_localisation` (from states,
+on device), `quoted_sources` (by asking for quotations), `decontextualisation` (a highlight as a claim of its own),
+`text_spans`, `lexical_alignment`.
 """
 
 from jaxcore.attribution.ablation import (
@@ -111,6 +124,7 @@ from jaxcore.attribution.paths import (
     straight_line,
 )
 from jaxcore.attribution.plausibility import iou_f1, rationale_auprc, simulatability, simulation_accuracy, token_f1
+from jaxcore.attribution.preference_score import ResponsePairs, preference_margin, preference_score
 from jaxcore.attribution.remove_and_retrain import RankedTexts, RetrainedAccuracy, remove_and_retrain
 from jaxcore.attribution.rise import rise, rise_over_groups
 from jaxcore.attribution.scores import (
@@ -122,6 +136,13 @@ from jaxcore.attribution.scores import (
     predicted_classes,
     probability,
     similarity,
+)
+from jaxcore.attribution.sequence_targets import (
+    SEQUENCE_METHODS,
+    SequenceScores,
+    aggregate_matrix,
+    sequence_token_scores,
+    target_gradients,
 )
 from jaxcore.attribution.shapley import exact_shapley, shapley_interaction, shapley_sampling
 from jaxcore.attribution.surrogates import kernel_shap, lime, ridge_attribution
@@ -138,6 +159,7 @@ from jaxcore.attribution.token_aggregation import (
 from jaxcore.attribution.top_k_agreement import kendall_top_k, rank_biased_overlap, top_k_jaccard, top_k_overlap
 
 __all__ = [
+    "SEQUENCE_METHODS",
     "TOKEN_METHODS",
     "AgreementMatrix",
     "AlphaBeta",
@@ -150,12 +172,15 @@ __all__ = [
     "PerturbationCurve",
     "RandomisationCheck",
     "RankedTexts",
+    "ResponsePairs",
     "RetrainedAccuracy",
     "Score",
     "SegmentScores",
+    "SequenceScores",
     "TokenAttributions",
     "abs_sum_over_dims",
     "activation_gradient",
+    "aggregate_matrix",
     "aggregate_tokens",
     "agreement_matrix",
     "area_under_curve",
@@ -220,6 +245,8 @@ __all__ = [
     "polyline_integrated_gradients",
     "positive_gradient_x_attention",
     "predicted_classes",
+    "preference_margin",
+    "preference_score",
     "probability",
     "quadrature_rule",
     "rank_biased_overlap",
@@ -234,6 +261,7 @@ __all__ = [
     "rollout_matrix",
     "saliency",
     "scaled_infidelity",
+    "sequence_token_scores",
     "sequential_integrated_gradients",
     "shapley_interaction",
     "shapley_sampling",
@@ -249,6 +277,7 @@ __all__ = [
     "subset_perturbation",
     "sufficiency",
     "sum_over_dims",
+    "target_gradients",
     "token_f1",
     "token_groups",
     "token_scores",

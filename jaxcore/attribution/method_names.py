@@ -8,7 +8,7 @@ use a method's two halves: `compute` is traced, `finish` (only attention flow ha
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -183,14 +183,15 @@ def find_method(name: str) -> TokenMethod:
     return TOKEN_METHODS[method_name(name)]
 
 
-def method_name(name: str) -> str:
-    """The name in the table of a name or alias; ValueError with the nearest names if there is none."""
+def method_name(name: str, table: Iterable[str] | None = None) -> str:
+    """The name of a name or alias in the table (`TOKEN_METHODS`); ValueError with the nearest names for none."""
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
-    known = {**{key: key for key in TOKEN_METHODS}, **ALIASES}
+    names = list(TOKEN_METHODS if table is None else table)
+    known = {**{key: key for key in names}, **ALIASES}
     if plain in known:
         return known[plain]
     near = difflib.get_close_matches(plain, known, n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(TOKEN_METHODS)}"
+    meant = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(names)}"
     raise ValueError(f"unknown attribution method {name!r}: {meant}")
 
 
@@ -203,7 +204,8 @@ def method_table() -> list[tuple[str, str]]:
     ]
 
 
-def _noise_scale(task: TokenTask) -> Float[Array, "batch 1 1"]:
+def noise_scale(task: TokenTask) -> Float[Array, "batch 1 1"]:
+    """Standard deviation of SmoothGrad's and VarGrad's noise: a share of the range of a text's embeddings."""
     inside = task.mask[:, :, None]
     highest = jnp.max(task.embeddings, axis=(1, 2), keepdims=True, where=inside, initial=-jnp.inf)
     lowest = jnp.min(task.embeddings, axis=(1, 2), keepdims=True, where=inside, initial=jnp.inf)
@@ -211,7 +213,7 @@ def _noise_scale(task: TokenTask) -> Float[Array, "batch 1 1"]:
 
 
 def _smoothed(combinator: Callable[..., Any], task: TokenTask) -> Array:
-    method = combinator(saliency, noise_scale=_noise_scale(task), **task.samples(25))
+    method = combinator(saliency, noise_scale=noise_scale(task), **task.samples(25))
     return method(task.score, task.embeddings, task.key)
 
 
@@ -362,9 +364,9 @@ ALIASES = {
 }
 
 
-def method_names(names: Sequence[str]) -> tuple[str, ...]:
+def method_names(names: Sequence[str], table: Iterable[str] | None = None) -> tuple[str, ...]:
     """The table's names of these names and aliases, without repetition; ValueError as `method_name`, or for none."""
-    found = tuple(dict.fromkeys(method_name(name) for name in names if name.strip()))
+    found = tuple(dict.fromkeys(method_name(name, table) for name in names if name.strip()))
     if not found:
         raise ValueError(f"no attribution method given: expected one or more of {', '.join(TOKEN_METHODS)}")
     return found

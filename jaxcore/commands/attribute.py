@@ -1,8 +1,9 @@
 """``jaxcore attribute``: which tokens of a text made the model say what it says, by any number of methods.
 
-A text given on the command line, or the texts of a file; a classifier's score, or the similarity of an encoder's
-embeddings to another text. The answer goes to the terminal, to a report (one HTML file), or to lines of JSON, which are
-written window by window: a run that was killed goes on with ``--resume`` and gives the same file, to the last byte.
+A text given on the command line, or the texts of a file; a classifier's score, the similarity of an encoder's
+embeddings to another text, or each token with which a decoder continues it (attribute_generation.py). The answer goes
+to the terminal, to a report (one HTML file), or to lines of JSON, which are written window by window: a run that was
+killed goes on with ``--resume`` and gives the same file, to the last byte.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.attribution.method_names import method_table
+from jaxcore.attribution.sequence_targets import SEQUENCE_METHODS
 from jaxcore.commands.arguments import parse_arguments
+from jaxcore.commands.attribute_generation import attribute_continuations
 from jaxcore.commands.attribute_options import AttributeOptions, attribution_options, check_options
 from jaxcore.commands.line_file import LineFile, check_new_file
 from jaxcore.commands.text_runs import (
@@ -34,7 +37,7 @@ from jaxcore.distributed import make_mesh, tree_shardings
 from jaxcore.evaluation.text_attribution import TextModel, explain_windows, text_limit
 from jaxcore.evaluation.text_embedding import Pooling, embed_texts
 from jaxcore.evaluation.text_explanation import AttributionOptions, ExplainedWindow, TextExplanation, by_word
-from jaxcore.models import load_pretrained
+from jaxcore.models import DecoderConfig, load_pretrained, read_config
 from jaxcore.models.classifier import load_classifier
 from jaxcore.reporting import text_table, write_report
 from jaxcore.reporting.explanations import (
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         description="Which tokens of a text made the model say what it says.",
     )
     if options.methods:
-        print(text_table(("method", "what it measures"), method_table()))
+        of_decoders = ("value_zeroing", f"of decoders: {SEQUENCE_METHODS['value_zeroing'].description}")
+        print(text_table(("method", "what it measures"), [*method_table(), of_decoders]))
         return 0
     check_options(options)
     process = distributed.start(config_hash=distributed.hash_config(as_plain(options)))
@@ -89,6 +93,9 @@ def attribute(
         raise ValueError("a report or the terminal takes one process: write .jsonl, or start one process")
     source = _open(options)
     mesh = make_mesh(options.mesh, jax.local_devices() if devices is None else devices)
+    if isinstance(read_config(options.model), DecoderConfig):
+        attribute_continuations(options, source, mesh, tick=tick, is_first=is_first)
+        return
     explained = _load(options, mesh)
     choices = attribution_options(options, explained.labels)
     run = functools.partial(explain_windows, explained, options=choices, mesh=mesh, num_texts=len(source))
@@ -147,7 +154,7 @@ def _write_report(
     explained: TextModel,
     choices: AttributionOptions,
 ) -> None:
-    asked = f"similarity to {options.similar_to!r:.120}" if options.similar_to else options.score
+    asked = f"similarity to {options.similar_to!r:.120}" if options.similar_to else choices.score
     if options.versus:
         asked = f"logit of {options.target} less logit of {options.versus}"
     facts = {"model": options.model, "score": asked, "level": options.level, "seed": str(options.seed)}
@@ -259,4 +266,5 @@ def _line_file(options: AttributeOptions, source: Source, explained: TextModel, 
         resume=options.resume,
         process=(jax.process_index(), jax.process_count()),
         barrier=barrier,
+        command="attribute",
     )

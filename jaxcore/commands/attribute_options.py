@@ -3,11 +3,17 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from jaxcore.attribution.method_names import method_names
+import tyro
+
+from jaxcore.attribution.method_names import TOKEN_METHODS, method_names
+from jaxcore.attribution.sequence_targets import SEQUENCE_METHODS
+from jaxcore.commands.generate_options import StrategyOptions
 from jaxcore.distributed import MeshConfig
+from jaxcore.evaluation.generation_attribution import ContinuationOptions
 from jaxcore.evaluation.text_explanation import AttributionOptions, ScoreName
+from jaxcore.generation import Strategy, strategy_from_name
 
 _MEGABYTE = 2**20
 _MOST_LABELS = 20
@@ -18,7 +24,8 @@ class AttributeOptions:
     """Options of `jaxcore attribute`."""
 
     model: str = ""
-    """Folder or hub id: a BERT, RoBERTa or DistilBERT sequence classifier, or with --similar-to an encoder of these."""
+    """Folder or hub id: a BERT, RoBERTa or DistilBERT sequence classifier, with --similar-to an encoder of these, or a
+    decoder (GPT-2, Llama, Mistral, Qwen), of which each token that continues a text is explained."""
     text: tuple[str, ...] = ()
     """One or more texts to explain."""
     input: str = ""
@@ -35,10 +42,22 @@ class AttributeOptions:
     """Why --target rather than this label: the difference of their logits is explained."""
     similar_to: str = ""
     """Explain why the text's embedding is similar to that of this text."""
-    score: ScoreName = "logit"
-    """Of the target class."""
-    level: Literal["token", "word"] = "token"
-    """Scores of tokens, or of words (what white space separates; the sum over a word's tokens)."""
+    continuation: tuple[str, ...] = ()
+    """Of a decoder: what follows each --text, with its leading space; what the model itself writes by default."""
+    contrast: tuple[str, ...] = ()
+    """Of a decoder: why each token of the continuation rather than the one in its place here; one for each --text."""
+    attributed: Literal["prefix", "prompt"] = "prefix"
+    """Of a decoder: what gets scores, all that stands before a token, or the prompt alone."""
+    strategy: str = "greedy"
+    """How a decoder chooses tokens; jaxcore generate --strategies lists them with their options."""
+    decoding: Annotated[StrategyOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=StrategyOptions)
+    max_new_tokens: int = 32
+    """Most tokens that a decoder writes."""
+    score: ScoreName | None = None
+    """Of the target class (logit by default), or of each token that a decoder wrote (log_probability by default)."""
+    level: Literal["token", "word", "sentence"] = "token"
+    """Scores of tokens, of words (what white space separates; the sum over a word's tokens), or, of a decoder, of
+    sentences."""
     field: str = "text"
     """The field of a record that holds the text."""
     tokenizer: str = ""
@@ -58,7 +77,7 @@ class AttributeOptions:
     memory_megabytes: int = 0
     """Temporary memory that a method may take on each device; 0: half of what is free, 2048 on CPU."""
     window: int = 128
-    """Texts explained, sorted by length, and written at a time."""
+    """Texts explained, sorted by length, and written at a time; continuations are in windows of a sixteenth of it."""
     report_texts: int = 100
     """Texts that a report shows; its averages are over all."""
     max_malformed_rate: float = 0.0
@@ -73,19 +92,29 @@ class AttributeOptions:
         """ "terminal", or the suffix of the output file."""
         return "terminal" if str(self.output) == "terminal" else self.output.suffix
 
-    def method_names(self) -> tuple[str, ...]:
+    def method_names(self, *, of_decoder: bool = False) -> tuple[str, ...]:
         """The methods, by their names in the table."""
         try:
-            return method_names(self.method.split(","))
+            return method_names(self.method.split(","), SEQUENCE_METHODS if of_decoder else TOKEN_METHODS)
         except ValueError as error:
             raise ValueError(f"{error} (jaxcore attribute --methods describes all)") from error
+
+    def chosen_strategy(self) -> Strategy:
+        """A decoder's strategy; ValueError for an unknown name or option, or one that needs a second model."""
+        strategy = strategy_from_name(self.strategy, **self.decoding.given())
+        if strategy.needs_assistant:
+            raise ValueError(
+                f"--strategy {self.strategy} needs a second model: continue the texts with jaxcore generate, and give "
+                "what it writes with --continuation"
+            )
+        return strategy
 
 
 def check_options(options: AttributeOptions) -> None:
     """ValueError for options that contradict each other or leave out what is needed; nothing is read."""
     _check_sources(options)
-    options.method_names()
-    for name in ("window", "report_texts"):
+    options.method_names(of_decoder=True)  # a superset
+    for name in ("window", "report_texts", "max_new_tokens"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1: got {getattr(options, name)}")
     for name in ("num_steps", "num_samples", "batch_tokens", "memory_megabytes"):
@@ -110,7 +139,7 @@ def _check_sources(options: AttributeOptions) -> None:
 
 
 def _check_question(options: AttributeOptions) -> None:
-    if options.similar_to and (options.target or options.versus or options.score != "logit"):
+    if options.similar_to and (options.target or options.versus or options.score):
         raise ValueError(
             "--similar-to explains a similarity, which has no classes: leave --target, --versus, --score out"
         )
@@ -118,15 +147,24 @@ def _check_question(options: AttributeOptions) -> None:
         raise ValueError(f"--versus {options.versus} needs --target, the label that is explained rather than it")
     if options.versus and options.versus == options.target:
         raise ValueError(f"--target and --versus are both {options.target}: name two different labels")
-    if options.versus and options.score != "logit":
+    if options.versus and options.score not in (None, "logit"):
         raise ValueError(f"--versus explains a difference of logits: leave --score {options.score} out")
 
 
 def attribution_options(options: AttributeOptions, labels: Sequence[str]) -> AttributionOptions:
-    """The engine's options; ValueError for a label that the model does not have."""
+    """The engine's options for an encoder; ValueError for a label that the model does not have."""
+    of_decoder = {
+        "--continuation": options.continuation,
+        "--contrast": options.contrast,
+        "--attributed prompt": options.attributed == "prompt",
+        "--level sentence": options.level == "sentence",
+    }
+    for name, given in of_decoder.items():
+        if given:
+            raise ValueError(f"{name} is for decoders, which continue a text; {options.model} is an encoder")
     return AttributionOptions(
         methods=options.method_names(),
-        score=options.score,
+        score=options.score or "logit",
         target=_class(options.target, labels, "--target"),
         versus=_class(options.versus, labels, "--versus"),
         num_steps=options.num_steps or None,
@@ -134,6 +172,36 @@ def attribution_options(options: AttributeOptions, labels: Sequence[str]) -> Att
         seed=options.seed,
         truncate=options.truncate,
         batch_tokens=options.batch_tokens or None,
+        memory_budget=options.memory_megabytes * _MEGABYTE or None,
+    )
+
+
+def continuation_options(options: AttributeOptions, *, batch_size: int) -> ContinuationOptions:
+    """The engine's options for a decoder; ValueError for options of classifiers."""
+    of_classifier = {
+        "--target": options.target,
+        "--versus": options.versus,
+        "--similar-to": options.similar_to,
+        "--truncate": options.truncate,
+    }
+    for name, given in of_classifier.items():
+        if given:
+            raise ValueError(
+                f"{name} is for classifiers and encoders, but {options.model} is a decoder, of which each token of a "
+                "continuation is explained: see --continuation and --contrast"
+            )
+    for name in ("continuation", "contrast"):
+        texts = getattr(options, name)
+        if texts and len(texts) != len(options.text):
+            raise ValueError(f"give one --{name} for each --text: got {len(texts)} for {len(options.text)} texts")
+    return ContinuationOptions(
+        methods=options.method_names(of_decoder=True),
+        score=options.score or "log_probability",
+        attributed=options.attributed,
+        num_steps=options.num_steps or None,
+        num_samples=options.num_samples or None,
+        seed=options.seed,
+        batch_size=batch_size,
         memory_budget=options.memory_megabytes * _MEGABYTE or None,
     )
 

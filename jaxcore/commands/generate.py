@@ -299,4 +299,5 @@ def _line_file(
         resume=options.resume,
         process=(jax.process_index(), jax.process_count()),
         barrier=barrier,
+        command="generate",
     )

@@ -42,6 +42,7 @@ class LineFile:
         resume: bool,
         process: tuple[int, int] = (0, 1),
         barrier: Callable[[str], None] = lambda name: None,
+        command: str = "lines",
     ) -> None:
         """Look at what is there; nothing is written before `open`.
 
@@ -52,12 +53,14 @@ class LineFile:
             resume: go on with what an earlier run began, if one did.
             process: index of this process and number of processes.
             barrier: waits for all processes.
+            command: whose file it is; barriers are named after it.
 
         Raises:
             ValueError: no such folder, a file that is there or begun already, or by another number of processes, other
                 settings, a damaged part.
         """
-        self._path, self._num_rows, self._window, self._barrier = path, num_rows, window, barrier
+        self._path, self._num_rows, self._window = path, num_rows, window
+        self._barrier = lambda moment: barrier(f"{command} {moment}")
         self._settings = {**settings, "rows": str(num_rows), "window": str(window)}
         self._index, self._count = process
         check_new_file(path)
@@ -76,7 +79,7 @@ class LineFile:
 
     def open(self) -> None:
         """Make this process's part, or cut what was begun to what is noted as done. All processes call it."""
-        self._barrier("attribute begins")  # every process has looked at what was there
+        self._barrier("begins")  # every process has looked at what was there
         with open(self._part, "ab") as part:
             part.truncate(self._bytes)  # lines of a window that was not finished
 
@@ -94,7 +97,7 @@ class LineFile:
 
     def finish(self) -> None:
         """Wait for all processes, then give the file its name, in one step."""
-        self._barrier("attribute windows done")
+        self._barrier("windows done")
         if self._index == 0:
             parts = [self._beside("part", index) for index in range(self._count)]
             with open(parts[0], "ab") as whole:
@@ -105,7 +108,7 @@ class LineFile:
             os.replace(parts[0], self._path)
             for left_over in self._left_over("progress"):
                 left_over.unlink()
-        self._barrier("attribute file named")
+        self._barrier("file named")
 
     def _beside(self, kind: str, index: int) -> pathlib.Path:
         return self._path.with_name(

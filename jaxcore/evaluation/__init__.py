@@ -10,6 +10,7 @@
     authorship_explanation tokens behind an attribution, scored against known markers
     claims                 what a paper says in a form that can fail, and the verdict over seeds
     row_map                a jitted function over finite data, padded and sharded
+    steering_bench         directions found on preference pairs, and steering judged; imported by its name
     author_pairs           pairs of texts for verification
     paired_tests           paired t-test and sign-flip permutation test, with a margin
     input_checks           the checks of arguments that all of them share
@@ -19,11 +20,22 @@
     probes                 linear and nearest-neighbour probes
     partitions             k-means and linkage clusters, and their scores
     text_embedding         texts to vectors, grouped by length, spread over a mesh
+    generation_attribution a decoder's continuations, each token explained by those before it
     explainer_agreement    agreement of explainers by groups of pairs, per instance, and its shuffled control
     simulatability         a simulated reader guesses the prediction from what an explanation shows
     control_maps           permuted saliency maps, random spans: negative controls
+    text_diversity         rep-n, diversity and length of generated texts
+    coherence, isotropy, mauve     of language models and what they write; imported by their names, like text_diversity
     rater_agreement        Fleiss' kappa, means in which every rater counts the same
     explanation_study      human ratings of explanations; the published study of saliency map verbalization
+    span_attribution       source spans against people's spans, length, coverage, entailment; by its name, as are
+    span_localiser, token_states    requests for attribution in, source spans out; texts to states of tokens
+    released_attribution   example runs published with LAQuer, computed again
+    trace_resampling, trace_attention, sampled_traces, step_similarity     sentences of reasoning traces: what rollouts
+                           and attention say about them, traces out of samples, which sentences say the same; by name
+    reasoning_categories, dependency_recovery, published_importance     importance by function of a sentence, known
+                           dependencies found or not, the released scores analysed again; by name
+    boxed_answers          final answers found, normalised, compared; by its name
 
 Metrics take NumPy or JAX arrays, compute on the host in float64, and raise one-line `ValueError`s;
 `centroid_attribution`, `anchor_replica_accuracy` and `pair_features` are JAX functions that work under `jit`.

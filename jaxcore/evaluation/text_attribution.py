@@ -32,9 +32,8 @@ from jaxcore.evaluation.text_explanation import (
     MethodScores,
     TextExplanation,
 )
-from jaxcore.models import Encoder, EncoderConfig, masked_mean
+from jaxcore.models import Encoder, EncoderConfig, masked_mean, output_from_embeddings
 from jaxcore.models.classifier import EncoderClassifier
-from jaxcore.transforms import intervene
 
 if TYPE_CHECKING:  # it takes more than a second to import
     from transformers import PreTrainedTokenizerFast
@@ -361,8 +360,7 @@ def _word_vectors(plan: _Plan, params: Any) -> Float[Array, "words dim"]:
 
 def _run(plan: _Plan, params: Any, ids: Array, mask: Array) -> Callable[[Array], Any]:
     """Token embeddings -> the model's output."""
-    apply = lambda: plan.model.apply({"params": params}, ids, mask)  # noqa: E731
-    return lambda embeddings: intervene(apply, {"token_embeddings": embeddings})()
+    return lambda embeddings: output_from_embeddings(plan.model, params, embeddings, ids, mask)
 
 
 def _score(plan: _Plan, params: Any, reference: Array, ids: Array, mask: Array, targets: Array) -> Score:

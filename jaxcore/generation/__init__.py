@@ -15,7 +15,10 @@ Map of the room
     beam_search.py           the likeliest hypotheses
     speculative_decoding.py  drafts of a small model, checked by the large one
     strategy_names.py        strategies by name
+    steering.py              directions added to activations in every call, and their files
+    rollouts.py              many samples of many prefixes, kept on disk, resumed exactly; by its name
     replay.py                scores, hidden states and attention of a run, in one call
+    text_generators.py       a prompt and a seed in, a text out: a model, or recorded answers
     bound_model.py, progress.py                  a model ready to run, what it has generated
     probability_filters.py, categorical_draws.py    which tokens may be drawn; drawing one
     request_checks.py, option_checks.py          errors before compilation
@@ -37,8 +40,10 @@ from jaxcore.generation.prompts import pad_left, prompt_width
 from jaxcore.generation.replay import Replay, replay
 from jaxcore.generation.sampling import Chooser, Greedy, Sampling
 from jaxcore.generation.speculative_decoding import SpeculativeDecoding
+from jaxcore.generation.steering import SteeringVectors, load_steering, save_steering, steering_edits
 from jaxcore.generation.strategy import Strategy
 from jaxcore.generation.strategy_names import STRATEGIES, strategy_from_name, strategy_table
+from jaxcore.generation.text_generators import TextGenerator, model_generator, scripted_generator
 
 __all__ = [
     "STRATEGIES",
@@ -54,7 +59,9 @@ __all__ = [
     "Replay",
     "Sampling",
     "SpeculativeDecoding",
+    "SteeringVectors",
     "Strategy",
+    "TextGenerator",
     "complete",
     "contrastive_scores",
     "draw_categorical",
@@ -64,9 +71,14 @@ __all__ = [
     "keep_top_p",
     "keep_typical",
     "largest_cosine",
+    "load_steering",
+    "model_generator",
     "pad_left",
     "prompt_width",
     "replay",
+    "save_steering",
+    "scripted_generator",
+    "steering_edits",
     "strategy_from_name",
     "strategy_table",
     "unpadded",

@@ -6,11 +6,14 @@
 - ``image_overlays`` attributions of an image laid over it, several methods side by side
 - ``figures``, ``latex`` the same as PNG and as LaTeX
 - ``explanations``, ``authorship`` whole reports of explained texts
+- ``generation_attribution`` the page on which what a model wrote lights up what it came from, by its name
+- ``reasoning_graph`` the page on which a reasoning trace shows what its sentences hang on, by its name
 - ``verbalisation``, ``saliency_search`` attributions in words
 - ``plots``     line charts as inline SVG in the page's colours
 - ``tables``    number formats and tables, shared by the terminal and the page
 - ``palette``   every colour, in light and in dark
 - ``run_report`` the page of one run of an experiment, by its name
+- ``attributed_spans`` a highlight of an output with the source spans attributed to it, by its name
 - ``verbalisation_measures`` what verbalised maps show, cite, state and quote, by its name
 - ``templates`` the page: markup, style sheet, script
 """
@@ -20,6 +23,7 @@ from jaxcore.reporting.html import (
     Block,
     Headline,
     KeyValues,
+    Link,
     Paragraph,
     Report,
     Section,
@@ -44,6 +48,7 @@ __all__ = [
     "Headline",
     "ImageOverlay",
     "KeyValues",
+    "Link",
     "Paragraph",
     "Report",
     "Section",
