@@ -5,7 +5,7 @@
     generate    prompts to continuations: a decoder, by any decoding strategy
     steer       preference pairs to directions; continuations under them
     text_runs   what these share: opening texts, ticks, progress; vector_file and line_file: outputs that resume
-    arguments   a command line from a dataclass
+    arguments   a command line from a dataclass; decoders: the decoder a command is given
     console     starting and ending: memory settings, exit codes
 
 A command is `main(arguments) -> exit code`. Everything it does is a function of the rooms above.

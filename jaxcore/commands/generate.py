@@ -17,15 +17,16 @@ import jax
 import numpy as np
 
 from jaxcore import distributed
-from jaxcore.commands.arguments import parse_arguments
-from jaxcore.commands.generate_options import GenerateOptions, check_options, unknown_option
+from jaxcore.commands.arguments import option_names, parse_arguments
+from jaxcore.commands.decoders import check_tokenizer, read_decoder_config
+from jaxcore.commands.generate_options import GenerateOptions, StrategyOptions, check_options
 from jaxcore.commands.line_file import LineFile, check_new_file
 from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, open_texts, progress_bar
 from jaxcore.data import Field, ListSource, Source, tokenizer_fingerprint
 from jaxcore.generation import Completion, Strategy, complete, prompt_width, strategy_table
-from jaxcore.models import DecoderConfig, load_pretrained, read_config, unstack_layers
+from jaxcore.models import DecoderConfig, load_pretrained, unstack_layers
 from jaxcore.reporting import text_table
-from jaxcore.reporting.token_maps import printable
+from jaxcore.reporting.token_maps import printable_lines
 from jaxcore.training import as_plain, params_digest
 
 
@@ -63,15 +64,13 @@ class Continued:
 
 def main(arguments: Sequence[str]) -> int:
     """Parse and run; returns the exit code."""
-    try:
-        options = parse_arguments(
-            GenerateOptions,
-            arguments,
-            prog="jaxcore generate",
-            description="Continue prompts with a decoder language model.",
-        )
-    except ValueError as error:
-        raise ValueError(unknown_option(str(error)) or str(error)) from None
+    options = parse_arguments(
+        GenerateOptions,
+        arguments,
+        prog="jaxcore generate",
+        description="Continue prompts with a decoder language model.",
+        known=option_names(GenerateOptions, StrategyOptions),
+    )
     if options.strategies:
         print(text_table(("strategy", "how tokens are chosen", "options"), strategy_table()))
         return 0
@@ -101,7 +100,7 @@ def generate(
         raise ValueError("the terminal takes one process: write .jsonl, or start one process")
     strategy = options.chosen_strategy()
     source = _open(options)
-    configs = [_decoder_config(name) for name in (options.model, options.assistant) if name]
+    configs = [read_decoder_config(name) for name in (options.model, options.assistant) if name]
     _check_models(options, strategy, configs)
     tokenizer = load_model_tokenizer(options.tokenizer or options.model)
     prompts = _encode(options, source, tokenizer, strategy, configs)
@@ -181,17 +180,12 @@ def _print_terminal(results: Iterable[list[Continued]]) -> None:
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for item in (item for found in results for item in found):
-        console.print(_shown(item.prompt), style="bold")
+        console.print(printable_lines(item.prompt), style="bold")
         for number, completion in enumerate(item.completions):
             end = "stopped" if completion.stopped else "cut off"
             facts = f"{len(completion.tokens)} tokens, log probability {_log_prob(completion):.2f}, {end}"
             console.print(f"sample {number}: {facts}", style="dim")
-            console.print(f"{_shown(completion.text or '')}\n")
-
-
-def _shown(text: str) -> str:
-    """`text` in its lines, without characters that steer a terminal."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+            console.print(f"{printable_lines(completion.text or '')}\n")
 
 
 def _log_prob(completion: Completion) -> float:
@@ -203,16 +197,6 @@ def _open(options: GenerateOptions) -> Source:
         records = [{"text": prompt} for prompt in options.prompt]
         return ListSource(records, fields=(Field("text"),), name="--prompt", max_malformed_rate=0.0)
     return open_texts(options.input, options.field, options.max_malformed_rate)
-
-
-def _decoder_config(name: str) -> DecoderConfig:
-    config = read_config(name)
-    if not isinstance(config, DecoderConfig):
-        raise ValueError(
-            f"{name} is no decoder but an encoder ({config.architecture}), which cannot continue a text: give a GPT-2, "
-            "Llama, Mistral, Qwen 2 or Qwen 3 model"
-        )
-    return config
 
 
 def _check_models(options: GenerateOptions, strategy: Strategy, configs: Sequence[DecoderConfig]) -> None:
@@ -227,12 +211,8 @@ def _encode(
     options: GenerateOptions, source: Source, tokenizer: Any, strategy: Strategy, configs: Sequence[DecoderConfig]
 ) -> Prompts:
     """Token ids of every prompt; ValueError for one without tokens or longer than the context leaves room for."""
-    vocab_size, context = configs[0].vocab_size, min(config.context_length for config in configs)
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary {vocab_size}: use the tokenizer "
-            "that belongs to the model"
-        )
+    context = min(config.context_length for config in configs)
+    check_tokenizer(tokenizer, configs[0].vocab_size)
     room = context - options.max_new_tokens - strategy.num_extra_positions
     if room < 1:
         raise ValueError(

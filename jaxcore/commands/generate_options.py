@@ -1,9 +1,7 @@
 """The options of ``jaxcore generate``: where prompts come from, which strategy continues them, where they go."""
 
 import dataclasses
-import difflib
 import pathlib
-import re
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -132,15 +130,3 @@ def check_options(options: GenerateOptions) -> None:
         raise ValueError(f"{options.strategy} needs a second model: name its folder or hub id with --assistant")
     if options.assistant and not needs:
         raise ValueError(f"{options.strategy} has no use for --assistant {options.assistant}: leave it out")
-
-
-def unknown_option(message: str) -> str:
-    """What the parser says about an option that does not exist, with those of like names; empty for other messages."""
-    found = re.search(r"Unrecognized options: --([\w-]+)", message)
-    if not found:
-        return ""
-    fields = (*dataclasses.fields(GenerateOptions), *dataclasses.fields(StrategyOptions))
-    names = [field.name.replace("_", "-") for field in fields if field.name != "decoding"]
-    near = difflib.get_close_matches(found[1].replace("_", "-"), names, n=3, cutoff=0.5)
-    meant = f"did you mean --{' or --'.join(near)}?" if near else "jaxcore generate --help lists all"
-    return f"unknown option --{found[1]}: {meant}"

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from jaxcore import distributed
-from jaxcore.commands.arguments import parse_arguments
+from jaxcore.commands.arguments import option_names, parse_arguments
+from jaxcore.commands.decoders import check_tokenizer, read_decoder_config
 from jaxcore.commands.line_file import check_new_file
-from jaxcore.commands.steer_options import SteerOptions, check_options, unknown_option
+from jaxcore.commands.steer_options import SteerOptions, check_options
 from jaxcore.commands.text_runs import load_model_tokenizer, open_texts
 from jaxcore.data.preference_pairs import (
     PreferencePair,
@@ -34,22 +35,20 @@ from jaxcore.distributed import check_batch, make_mesh
 from jaxcore.evaluation.steering_bench import SteeringBench, steering_programs, steering_vectors
 from jaxcore.generation import Completion, Greedy, Sampling, complete
 from jaxcore.generation.steering import chosen_layers, load_steering, save_steering, steering_edits
-from jaxcore.models import DecoderConfig, load_pretrained, read_config, unstack_layers
-from jaxcore.reporting.token_maps import printable
+from jaxcore.models import DecoderConfig, load_pretrained, unstack_layers
+from jaxcore.reporting.token_maps import printable_lines
 from jaxcore.training import as_plain
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse and run; returns the exit code."""
-    try:
-        options = parse_arguments(
-            SteerOptions,
-            arguments,
-            prog="jaxcore steer",
-            description="Find directions that steer a decoder language model, or generate under them.",
-        )
-    except ValueError as error:
-        raise ValueError(unknown_option(str(error)) or str(error)) from None
+    options = parse_arguments(
+        SteerOptions,
+        arguments,
+        prog="jaxcore steer",
+        description="Find directions that steer a decoder language model, or generate under them.",
+        known=option_names(SteerOptions),
+    )
     check_options(options)
     process = distributed.start(config_hash=distributed.hash_config(as_plain(options)))
     if options.builds:
@@ -77,7 +76,7 @@ def build_vectors(
     """
     check_options(options)
     check_new_file(options.output)
-    config = _decoder_config(options)
+    config = read_decoder_config(options.model)
     layers = chosen_layers(options.layers, config.num_layers)
     mesh = make_mesh(options.mesh)
     check_batch(mesh, options.batch_size, jax.process_count())
@@ -138,7 +137,7 @@ def apply_vectors(options: SteerOptions) -> None:
         raise ValueError("steered texts take one process; `jaxcore generate` spreads over several, without vectors")
     if options.writes_lines:
         check_new_file(options.output)
-    config = _decoder_config(options)
+    config = read_decoder_config(options.model)
     steering = load_steering(options.vectors, config)
     prompts = list(options.prompt) or _read_prompts(options)
     tokenizer = _tokenizer(options, config)
@@ -194,36 +193,17 @@ def _print_terminal(texts: Sequence[tuple[str, Completion, Completion]], options
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for prompt, before, after in texts:
-        console.print(_shown(prompt), style="bold")
+        console.print(printable_lines(prompt), style="bold")
         for name, item in (("unsteered", before), (f"steered, strength {options.strength:g}", after)):
             console.print(f"{name}:", style="dim")
-            console.print(_shown(item.text or ""))
+            console.print(printable_lines(item.text or ""))
         console.print()
-
-
-def _shown(text: str) -> str:
-    """`text` in its lines, without characters that steer a terminal."""
-    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 # ---- the model -------------------------------------------------------------------------------------------
 
 
-def _decoder_config(options: SteerOptions) -> DecoderConfig:
-    config = read_config(options.model)
-    if not isinstance(config, DecoderConfig):
-        raise ValueError(
-            f"{options.model} is no decoder but an encoder ({config.architecture}), which writes no responses: give a "
-            "GPT-2, Llama, Mistral, Qwen 2 or Qwen 3 model"
-        )
-    return config
-
-
 def _tokenizer(options: SteerOptions, config: DecoderConfig) -> Any:
     tokenizer = load_model_tokenizer(options.tokenizer or options.model)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary {config.vocab_size}: use the "
-            "tokenizer that belongs to the model"
-        )
+    check_tokenizer(tokenizer, config.vocab_size)
     return tokenizer

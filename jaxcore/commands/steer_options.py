@@ -1,9 +1,7 @@
 """The options of ``jaxcore steer``: building steering vectors from preference pairs, or generating under them."""
 
 import dataclasses
-import difflib
 import pathlib
-import re
 from typing import Literal
 
 import tyro
@@ -125,14 +123,3 @@ def _check_applying(options: SteerOptions) -> None:
         raise ValueError(f"--temperature must not be negative: got {options.temperature}")
     if not abs(options.strength) < float("inf"):
         raise ValueError(f"--strength must be a finite number: got {options.strength}")
-
-
-def unknown_option(message: str) -> str:
-    """What the parser says about an option that does not exist, with those of like names; empty for other messages."""
-    found = re.search(r"Unrecognized options: --([\w-]+)", message)
-    if not found:
-        return ""
-    names = [field.name.replace("_", "-") for field in dataclasses.fields(SteerOptions)]
-    near = difflib.get_close_matches(found[1].replace("_", "-"), names, n=3, cutoff=0.5)
-    meant = f"did you mean --{' or --'.join(near)}?" if near else "jaxcore steer --help lists all"
-    return f"unknown option --{found[1]}: {meant}"

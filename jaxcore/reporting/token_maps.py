@@ -168,6 +168,11 @@ def printable(text: str) -> str:
     return "".join("\ufffd" if _steers(character) else character for character in text.replace("\n", " "))
 
 
+def printable_lines(text: str) -> str:
+    """`printable` line by line."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
