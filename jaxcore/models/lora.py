@@ -126,7 +126,7 @@ def merge_adapters(
         placed = split.transpose(0, *(axis + 1 for axis in np.argsort(order)))
         weights = leaves[site.path]
         index = (slice(None), *site.piece.place[1:])
-        leaves[site.path] = weights.at[index].add(placed.astype(weights.dtype))
+        leaves[site.path] = jnp.asarray(weights).at[index].add(placed.astype(weights.dtype))
     return nest_paths(leaves)
 
 

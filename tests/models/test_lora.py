@@ -1,5 +1,6 @@
 """Adapters against the equation, against PEFT, and in training."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -155,3 +156,10 @@ def test_unfit_adapters_are_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
     with pytest.raises(ValueError, match="use_dora=True is not supported"):
         load_adapters(tmp_path, config)
+
+
+def test_arrays_that_were_never_on_a_device_are_merged_alike():
+    config, lora = CONFIGS["gpt2"], LoraConfig(rank=3, targets=TARGETS["gpt2"][:1])
+    params, adapters = random_params(config), random_adapters(config, lora)
+    merge = functools.partial(merge_adapters, adapters=adapters, config=config, scale=lora.scale)
+    jax.tree.map(np.testing.assert_array_equal, merge(jax.tree.map(np.asarray, params)), merge(params))
