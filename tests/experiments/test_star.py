@@ -205,7 +205,7 @@ def test_the_control_is_judged_by_its_own_top_1_accuracies(finished, trained, pa
         (["run"], "run needs the name of an experiment"),
         (
             ["run", "nope"],
-            "unknown experiment 'nope': expected one of cap, contrastive_primer, contrastive_search, debcse, grains, laquer",
+            "unknown experiment 'nope': expected one of cap, contrastive_primer, contrastive_search, debcse, grains",
         ),
         (["run", "star", "--preset", "huge"], "unknown preset 'huge': expected one of smoke, cpu, gpu, pod"),
         (["run", "star", "--nope", "3"], "Unrecognized options: --nope"),
