@@ -30,6 +30,7 @@
     explanation_study      human ratings of explanations; the published study of saliency map verbalization
     span_attribution       source spans against people's spans, length, coverage, entailment; by its name, as are
     span_localiser, token_states    requests for attribution in, source spans out; texts to states of tokens
+    hashed_words                    states of tokens without training, by the words themselves
     released_attribution   example runs published with LAQuer, computed again
     trace_resampling, trace_attention, sampled_traces, step_similarity     sentences of reasoning traces: what rollouts
                            and attention say about them, traces out of samples, which sentences say the same; by name

@@ -15,17 +15,17 @@ from jaxcore.attribution.lexical_alignment import words_with_offsets
 from jaxcore.data.length_buckets import batches_by_length
 from jaxcore.data.tokenization import pad_rows
 from jaxcore.distributed import BATCH_AXES, batch_sharding, jit_on_mesh
+from jaxcore.evaluation.hashed_words import document_frequency_weights, hashed_vectors, mixed_states, word_hash
 from jaxcore.evaluation.row_map import map_rows
 from jaxcore.evaluation.span_localiser import ReadTexts, TextTokens
 from jaxcore.models import Encoder
-from jaxcore.models.hashed_words import document_frequency_weights, hashed_vectors, mixed_states, word_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 class HashedWordReader:
-    """States of `jaxcore.models.hashed_words`: seeded random vectors by the words' first letters.
+    """States of `jaxcore.evaluation.hashed_words`: seeded random vectors by the words' first letters.
 
     Args:
         documents: what words are counted in.

@@ -7,7 +7,6 @@ Map of the room
     recurrent.py                        a BiLSTM with attention that classifies texts and pairs of texts
     attention_normalisers.py            softmax, sparsemax and 1.5-entmax, masked, along any axis
     bag_of_words.py                     a perceptron on token counts that stands in for an Encoder
-    hashed_words.py                     states of tokens without training, by its name
     word_vectors.py                     a linear map of the mean of frozen word vectors, another stand-in
     convolutional_text.py               convolutions with k-max pooling whose word table also embeds labels
     decoder.py, decoder_config.py       the transformer decoder families (GPT-2, Llama, Mistral, Qwen), on top of

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcore.models.hashed_words import document_frequency_weights, hashed_vectors, mixed_states, word_hash
+from jaxcore.evaluation.hashed_words import document_frequency_weights, hashed_vectors, mixed_states, word_hash
 
 
 def test_forms_of_a_word_share_a_hash_and_the_hash_is_fixed():
