@@ -298,7 +298,7 @@ class _RevealCancel(_DeepLift):
         if len(nodes) == 1 and nodes[0].parts is not None:
             if name in ("add", "add_any") or (name == "sub" and isinstance(first, Node)):
                 results[0].parts = tuple(jnp.broadcast_to(p, results[0].shape) for p in nodes[0].parts)
-            elif name in ("reshape", "transpose", "squeeze", "broadcast_in_dim", "name", "slice", "copy"):
+            elif name in _MOVED:
                 results[0].parts = tuple(bind(eqn, [part, *operands[1:]])[0] for part in nodes[0].parts)
         elif name in ("add", "add_any", "reduce_sum", "reduce_window_sum"):
             results[0].parts = _signed_sums(eqn, nodes, [1] * len(nodes)) if len(nodes) == len(operands) else None
@@ -341,6 +341,8 @@ def _parts(node: Node) -> tuple[Any, Any]:
     return node.parts if node.parts is not None else _signed(node.value - node.reference)
 
 
+# What the two parts of a difference go through one by one.
+_MOVED = ("reshape", "transpose", "squeeze", "broadcast_in_dim", "name", "slice", "copy", "optimization_barrier")
 _SMALLEST_CHANGE = 1e-10  # below it the derivative stands for the secant, as in Captum
 
 

@@ -242,8 +242,7 @@ class _Relevance(Propagation):
 
     def passes(self, eqn: core.JaxprEqn, operands: Sequence[Any]) -> bool:
         return self._adds_bias(eqn, operands) or (
-            eqn.primitive.name in ("reshape", "transpose", "squeeze", "convert_element_type", "name", "copy")
-            and isinstance(operands[0].parts, _Layer)
+            eqn.primitive.name in _PASSED_ON and isinstance(operands[0].parts, _Layer)
         )
 
     def _adds_bias(self, eqn: core.JaxprEqn, operands: Sequence[Any]) -> bool:
@@ -310,3 +309,7 @@ class _Relevance(Propagation):
 
     def softmax_weights(self, stage: Stage) -> Any:
         return widened(stage.exponentials.value) / widened(stage.total.value).reshape(stage.keepdims_shape)
+
+
+# What may stand between a linear layer and its bias or activation: the same numbers in another form.
+_PASSED_ON = ("reshape", "transpose", "squeeze", "convert_element_type", "name", "copy", "optimization_barrier")

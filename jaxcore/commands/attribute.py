@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -33,7 +32,7 @@ from jaxcore.commands.text_runs import (
     progress_bar,
 )
 from jaxcore.data import Field, ListSource, Source, tokenizer_fingerprint
-from jaxcore.distributed import make_mesh, tree_shardings
+from jaxcore.distributed import make_mesh
 from jaxcore.evaluation.text_attribution import TextModel, explain_windows, text_limit
 from jaxcore.evaluation.text_embedding import Pooling, embed_texts
 from jaxcore.evaluation.text_explanation import AttributionOptions, ExplainedWindow, TextExplanation, by_word
@@ -212,11 +211,9 @@ def _load(options: AttributeOptions, mesh: Mesh) -> TextModel:
     overrides = {"dtype": options.dtype, "attention_implementation": "explicit"}
     labels: tuple[str, ...] = ()
     if options.similar_to:
-        model, params = load_pretrained(options.model, config_overrides=overrides)
+        model, params = load_pretrained(options.model, config_overrides=overrides, sharding=mesh)
     else:
-        model, params, labels = _load_classifier(options, overrides)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
-    params = jax.device_put(params, tree_shardings(boxed, mesh))
+        model, params, labels = _load_classifier(options, overrides, mesh)
     tokenizer = load_model_tokenizer(options.tokenizer or options.model)
     explained = TextModel(model, params, tokenizer, labels)
     if not options.similar_to:
@@ -232,9 +229,11 @@ def _load(options: AttributeOptions, mesh: Mesh) -> TextModel:
     return dataclasses.replace(explained, reference=reference)
 
 
-def _load_classifier(options: AttributeOptions, overrides: dict[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
+def _load_classifier(
+    options: AttributeOptions, overrides: dict[str, Any], mesh: Mesh
+) -> tuple[Any, Any, tuple[str, ...]]:
     try:
-        return load_classifier(options.model, config_overrides=overrides)
+        return load_classifier(options.model, config_overrides=overrides, sharding=mesh)
     except ValueError as error:
         if "no classification head" in str(error) or "ForSequenceClassification" in str(error):
             raise ValueError(

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxcore.commands.attribute_options import continuation_options
 from jaxcore.commands.line_file import LineFile
 from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, progress_bar
 from jaxcore.data import Source, tokenizer_fingerprint
-from jaxcore.distributed import tree_shardings
 from jaxcore.evaluation.generation_attribution import (
     Continuation,
     ContinuationExplanation,
@@ -150,9 +148,7 @@ def _print_terminal(results: Results, options: "AttributeOptions") -> None:
 def _load(options: "AttributeOptions", mesh: Mesh) -> LanguageModel:
     """The model on the mesh, with explicit attention: attention methods read its weights."""
     overrides = {"dtype": options.dtype, "attention_implementation": "explicit"}
-    model, params = load_pretrained(options.model, config_overrides=overrides)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
-    params = jax.device_put(params, tree_shardings(boxed, mesh))
+    model, params = load_pretrained(options.model, config_overrides=overrides, sharding=mesh)
     return LanguageModel(model, params, load_model_tokenizer(options.tokenizer or options.model))
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxcore import distributed
@@ -30,7 +29,7 @@ from jaxcore.commands.text_runs import (
 )
 from jaxcore.commands.vector_file import VectorFile, check_output
 from jaxcore.data import Source, tokenizer_fingerprint
-from jaxcore.distributed import MeshConfig, make_mesh, tree_shardings
+from jaxcore.distributed import MeshConfig, make_mesh
 from jaxcore.evaluation.text_embedding import EmbeddedWindow, EmbeddingOptions, Pooling, embed_windows, text_length
 from jaxcore.models import Encoder, load_pretrained, read_config
 from jaxcore.training import as_plain, params_digest
@@ -173,5 +172,4 @@ def _load_model(options: EmbedOptions, mesh: Mesh) -> tuple[Encoder, Any]:
         raise ValueError(f"{str(error).split(';')[0]}; choose --pooling mean, cls or max") from error
     if options.pooling == "model" and config.pooler == "none":
         raise ValueError(f"{options.model} has no pooler of its own; choose --pooling mean, cls or max")
-    boxed = jax.eval_shape(Encoder(config).init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
-    return load_pretrained(options.model, config_overrides=overrides, sharding=tree_shardings(boxed, mesh))
+    return load_pretrained(options.model, config_overrides=overrides, sharding=mesh)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import option_names, parse_arguments
@@ -23,7 +24,9 @@ from jaxcore.commands.generate_options import GenerateOptions, StrategyOptions, 
 from jaxcore.commands.line_file import LineFile, check_new_file
 from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, open_texts, progress_bar
 from jaxcore.data import Field, ListSource, Source, tokenizer_fingerprint
+from jaxcore.distributed import make_mesh
 from jaxcore.generation import Completion, Strategy, complete, prompt_width, strategy_table
+from jaxcore.generation.steering import SteeringVectors, load_steering, steering_edits
 from jaxcore.models import DecoderConfig, load_pretrained, unstack_layers
 from jaxcore.reporting import text_table
 from jaxcore.reporting.token_maps import printable_lines
@@ -102,15 +105,17 @@ def generate(
     source = _open(options)
     configs = [read_decoder_config(name) for name in (options.model, options.assistant) if name]
     _check_models(options, strategy, configs)
+    steering = load_steering(options.vectors, configs[0]) if options.vectors else None
+    mesh = make_mesh(options.mesh, jax.local_devices())
     tokenizer = load_model_tokenizer(options.tokenizer or options.model)
     prompts = _encode(options, source, tokenizer, strategy, configs)
     stops = _stop_tokens(options, tokenizer, configs[0])
-    models = [_load(name, options.dtype) for name in (options.model, options.assistant) if name]
+    models = [_load(name, options.dtype, mesh) for name in (options.model, options.assistant) if name]
     batch = min(options.batch_size, len(source))
     file = None
     if options.writes_lines:
         digests = [params_digest(params) for _, params in models]
-        file = _line_file(options, prompts, batch, stops, tokenizer_fingerprint(tokenizer), digests)
+        file = _line_file(options, prompts, batch, stops, tokenizer_fingerprint(tokenizer), digests, steering, mesh)
     run = functools.partial(
         complete,
         *models[0],
@@ -120,6 +125,8 @@ def generate(
         stop_tokens=stops,
         num_samples=options.num_samples,
         assistant=models[1] if len(models) > 1 else None,
+        edits=steering_edits(steering, options.strength) if steering else None,
+        mesh=mesh,
     )
     starts = range(0, len(source), batch)
     rows_of = [range(start, min(start + batch, len(source))) for start in starts]
@@ -248,9 +255,9 @@ def _stop_tokens(options: GenerateOptions, tokenizer: Any, config: DecoderConfig
     return config.eos_token_ids if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 
-def _load(name: str, dtype: str) -> tuple[Any, Any]:
-    """A decoder and its parameters, in the form that decodes fastest."""
-    model, params = load_pretrained(name, config_overrides={"dtype": dtype}, dtype=dtype)
+def _load(name: str, dtype: str, mesh: Mesh) -> tuple[Any, Any]:
+    """A decoder and its parameters, each part straight to its device, in the form that decodes fastest."""
+    model, params = load_pretrained(name, config_overrides={"dtype": dtype}, dtype=dtype, sharding=mesh)
     return model, unstack_layers(params)
 
 
@@ -261,8 +268,11 @@ def _line_file(
     stops: Sequence[int],
     tokenizer: str,
     digests: Sequence[str],
+    steering: SteeringVectors | None,
+    mesh: Mesh,
 ) -> LineFile:
     names = ("strategy", "max_new_tokens", "num_samples", "seed", "dtype", "field")
+    steered = "" if steering is None else f"{steering.digest()}, strength {options.strength}"
     settings = {  # what decides the lines, to the last byte
         **{name: str(getattr(options, name)) for name in names},
         "options": ", ".join(f"{name}={value}" for name, value in options.decoding.given().items()),
@@ -270,6 +280,8 @@ def _line_file(
         "input": prompts.source.fingerprint(),
         "model": ", ".join(digests),
         "tokenizer": tokenizer,
+        "vectors": steered,
+        "devices": str(mesh.devices.size),
     }
     return LineFile(
         options.output,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxcore.distributed import MeshConfig
 from jaxcore.generation import Strategy, strategy_from_name
 
 _MOST_SEED = 2**32
@@ -72,6 +73,10 @@ class GenerateOptions:
     """Folder or hub id of the second decoder: contrastive decoding's amateur, speculative decoding's draft model."""
     max_new_tokens: int = 64
     """Most tokens of a continuation."""
+    vectors: str = ""
+    """A file of steering vectors (`jaxcore steer` makes one): generate under them."""
+    strength: float = 0.5
+    """Of the vectors: length of what is added, in mean lengths of the layer's states; see `jaxcore steer`."""
     num_samples: int = 1
     """Continuations of each prompt; of beam search, its best hypotheses."""
     seed: int = 0
@@ -88,6 +93,9 @@ class GenerateOptions:
     """Of the parameters, and in which the model computes."""
     batch_size: int = 16
     """Prompts continued, and written, at a time; each batch draws with a key of its own."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """Devices of each process along each mesh axis; by default all of them continue different prompts. A model larger
+    than one device's memory is split by --mesh.data 1 --mesh.fsdp -1."""
     max_malformed_rate: float = 0.0
     """Largest share of records without a text; these would be left out."""
     resume: bool = False
@@ -123,6 +131,8 @@ def check_options(options: GenerateOptions) -> None:
         raise ValueError(f"--seed must be in 0 to {_MOST_SEED - 1}: got {options.seed}")
     if options.writes_lines and options.output.suffix != ".jsonl":
         raise ValueError(f"--output must be terminal, or end in .jsonl: got {options.output}")
+    if not abs(options.strength) < float("inf"):
+        raise ValueError(f"--strength must be a finite number: got {options.strength}")
     if options.resume and not options.writes_lines:
         raise ValueError("--resume goes on with a .jsonl file: name it with --output")
     needs = options.chosen_strategy().needs_assistant

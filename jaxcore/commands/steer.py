@@ -5,7 +5,8 @@
 
 The first call reads preference pairs (prompt, chosen, rejected) and writes steering vectors; the second continues
 prompts under them and shows each text beside the one that the model gives by itself. A line of JSON has the fields
-prompt, text (steered), unsteered, strength and tokens (ids of the steered text).
+prompt, text (steered), unsteered, strength and tokens (ids of the steered text). For many prompts, any decoding
+strategy, several processes and ``--resume`` there is ``jaxcore generate --vectors honest.safetensors --strength 0.5``.
 """
 
 import functools
@@ -134,14 +135,17 @@ def apply_vectors(options: SteerOptions) -> None:
     """
     check_options(options)
     if jax.process_count() > 1:
-        raise ValueError("steered texts take one process; `jaxcore generate` spreads over several, without vectors")
+        raise ValueError("both texts side by side take one process: `jaxcore generate --vectors` spreads over several")
     if options.writes_lines:
         check_new_file(options.output)
     config = read_decoder_config(options.model)
     steering = load_steering(options.vectors, config)
     prompts = list(options.prompt) or _read_prompts(options)
     tokenizer = _tokenizer(options, config)
-    model, params = load_pretrained(options.model, config_overrides={"dtype": options.dtype}, dtype=options.dtype)
+    mesh = make_mesh(options.mesh)
+    model, params = load_pretrained(
+        options.model, config_overrides={"dtype": options.dtype}, dtype=options.dtype, sharding=mesh
+    )
     stops = config.eos_token_ids if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     run = functools.partial(
         complete,
@@ -154,6 +158,7 @@ def apply_vectors(options: SteerOptions) -> None:
         key=jax.random.key(options.seed),
         stop_tokens=stops,
         batch_size=options.batch_size,
+        mesh=mesh,
     )
     # Strength 0 is the model by itself, to the last bit, in the program that steers.
     plain, steered = (run(edits=steering_edits(steering, strength)) for strength in (0.0, options.strength))

@@ -70,7 +70,7 @@ class SteerOptions:
     batch_size: int = 8
     """Pairs or prompts at a time, over all devices."""
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
-    """Devices that vectors are built on; by default parameters and pairs are split over all of them."""
+    """Devices; by default parameters and pairs (or prompts) are split over all of them."""
 
     @property
     def builds(self) -> bool:

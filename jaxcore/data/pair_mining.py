@@ -1,6 +1,5 @@
 """Candidate pairs of sentences: nearest by meaning, nearest by surface, and random, without all pairs in memory."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcore.data.array_cache import cached_arrays, content_hash
 from jaxcore.data.surface_similarity import SurfaceKind, length_gap, nearest_by_surface, surface_similarity
-from jaxcore.distributed import BATCH_AXES, replicated
+from jaxcore.distributed import BATCH_AXES, num_batch_shards, replicated
 from jaxcore.losses.similarity import similarity_vectors
 
 _RANDOM_CANDIDATES, _RANDOM_PAIRS = 301, 302  # what a random stream is for: part of its key
@@ -94,7 +93,7 @@ def _nearest(
     vectors: Array, groups: Array, queries: Array, query_groups: Array, limit: Array, *, k: int, block: int, mesh: Mesh
 ) -> Neighbours:
     num_vectors, num_queries = vectors.shape[0], queries.shape[0]
-    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = 1 if mesh is None else num_batch_shards(mesh)
     block = min(block, max(num_vectors // shards, 1))
     vectors, queries = (similarity_vectors(x, normalize=True) for x in (vectors, queries))
     vectors, groups = _pad(vectors, shards * block, 0), _pad(groups.astype(jnp.int32), shards * block, -2)

@@ -36,6 +36,7 @@ from jaxcore.distributed.mesh import (
     batch_sharding,
     check_batch,
     make_mesh,
+    num_batch_shards,
     replicated,
 )
 from jaxcore.distributed.preemption import Ticker, current_ticker, stop_watching, tick
@@ -56,7 +57,9 @@ from jaxcore.distributed.sharding import (
     gather_to_host,
     jit_on_mesh,
     shard_local_batch,
+    split_rows,
     tree_shardings,
+    under_mesh,
 )
 from jaxcore.distributed.watchdog import Watchdog, WatchdogConfig
 
@@ -104,15 +107,18 @@ __all__ = [
     "hash_config",
     "jit_on_mesh",
     "make_mesh",
+    "num_batch_shards",
     "parse_topology",
     "predict",
     "predict_compiled",
     "read_collectives",
     "replicated",
     "shard_local_batch",
+    "split_rows",
     "start",
     "stop_watching",
     "tick",
     "total_by_kind",
     "tree_shardings",
+    "under_mesh",
 ]

@@ -15,7 +15,16 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["AXES", "BATCH_AXES", "MeshConfig", "batch_sharding", "check_batch", "make_mesh", "replicated"]
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "MeshConfig",
+    "batch_sharding",
+    "check_batch",
+    "make_mesh",
+    "num_batch_shards",
+    "replicated",
+]
 
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
@@ -104,6 +113,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def num_batch_shards(mesh: Mesh) -> int:
+    """Parts that the mesh splits a batch into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(mesh: Mesh, global_batch: int, process_count: int) -> None:
     """Refuses a global batch that devices or processes cannot share equally.
 
@@ -115,7 +129,7 @@ def check_batch(mesh: Mesh, global_batch: int, process_count: int) -> None:
     Raises:
       ValueError: with the nearest sizes that work.
     """
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = num_batch_shards(mesh)
     unit = math.lcm(shards, process_count)
     if global_batch <= 0 or global_batch % unit:
         below, above = global_batch // unit * unit, max(unit, -(-global_batch // unit) * unit)

@@ -4,6 +4,7 @@ Models annotate parameters with logical names (``nn.with_logical_partitioning``)
 the names mean on a mesh.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +26,9 @@ __all__ = [
     "jit_on_mesh",
     "partition_spec",
     "shard_local_batch",
+    "split_rows",
     "tree_shardings",
+    "under_mesh",
 ]
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
@@ -110,10 +113,15 @@ def jit_on_mesh(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any
 
     @functools.wraps(function)
     def on_mesh(*args: Any, **kwargs: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with under_mesh(mesh):
             return function(*args, **kwargs)
 
     return jax.jit(on_mesh, **options)
+
+
+def under_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Inside it, while a function is traced, `constrain_rows` knows the mesh; None = there is none."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def constrain_rows(rows: jax.Array) -> jax.Array:
@@ -164,6 +172,12 @@ def shard_local_batch(mesh: Mesh, local_batch: Any) -> Any:
         return jax.make_array_from_process_local_data(sharding, rows)
 
     return jax.tree_util.tree_map_with_path(put, local_batch)
+
+
+def split_rows(mesh: Mesh, rows: Any) -> jax.Array:
+    """Rows ``[global_rows, ...]`` that every process holds whole, sharded over the batch axes."""
+    array = np.asarray(rows)
+    return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda index: array[index])
 
 
 def gather_to_host(tree: Any) -> Any:

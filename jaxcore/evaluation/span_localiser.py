@@ -6,7 +6,6 @@ in one row (`localise_with_decoder`), each query token having seen the sources.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,7 +25,7 @@ from jaxcore.attribution.span_localisation import (
 )
 from jaxcore.attribution.text_spans import Offsets, Span, spans_of_tokens, tokens_in_spans
 from jaxcore.data.length_buckets import batches_by_length
-from jaxcore.distributed import BATCH_AXES, batch_sharding, jit_on_mesh
+from jaxcore.distributed import batch_sharding, jit_on_mesh, num_batch_shards
 from jaxcore.evaluation.row_map import Tick, map_rows
 from jaxcore.models.layer_states import layer_states
 
@@ -333,7 +332,7 @@ def _batches(
         return
     lengths = np.asarray([len(row.pieces) for row in rows])
     query_width = _widths([len(row.arrays["query_mask"]) for row in rows], least=32, factor=2)[-1]
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = num_batch_shards(mesh)
     for batch in batches_by_length(lengths, widths, batch_tokens=batch_tokens, shards=shards):
         arrays: dict[str, np.ndarray] = {}
         for name, example in rows[0].arrays.items():

@@ -8,7 +8,6 @@ baseline of a token is the embedding of the padding token.
 import collections
 import dataclasses
 import functools
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from jaxcore.attribution.method_names import TOKEN_METHODS, TokenTask, expected_
 from jaxcore.attribution.scores import contrast, similarity
 from jaxcore.data.length_buckets import LengthBatch, batches_by_length, choose_widths
 from jaxcore.data.tokenization import pad_rows
-from jaxcore.distributed import BATCH_AXES, batch_sharding, current_ticker, jit_on_mesh, replicated
+from jaxcore.distributed import batch_sharding, current_ticker, jit_on_mesh, num_batch_shards, replicated
 from jaxcore.evaluation.text_explanation import (
     CLASS_SCORES,
     AttributionOptions,
@@ -97,7 +96,7 @@ def explain_windows(
     """
     kind = "cpu" if mesh.devices.flat[0].platform == "cpu" else "accelerator"
     programs = _Programs(explained, options, mesh)
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = num_batch_shards(mesh)
     ahead: collections.deque[_Dispatched] = collections.deque()
     for first, texts in windows:
         window = _tokenized(explained, texts, first, truncate=options.truncate)

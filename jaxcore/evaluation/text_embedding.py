@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcore.data.length_buckets import LengthBatch, batches_by_length, choose_widths
 from jaxcore.data.tokenization import pad_rows
-from jaxcore.distributed import BATCH_AXES, MeshConfig, batch_sharding, current_ticker, make_mesh, replicated
+from jaxcore.distributed import MeshConfig, batch_sharding, current_ticker, make_mesh, num_batch_shards, replicated
 from jaxcore.evaluation.input_checks import positive_integer
 from jaxcore.models import Encoder, masked_mean
 
@@ -168,7 +167,7 @@ def embed_windows(
         options=options,
         mesh=mesh,
         batch_tokens=options.batch_tokens or _BATCH_TOKENS[kind],
-        shards=math.prod(mesh.shape[axis] for axis in BATCH_AXES),
+        shards=num_batch_shards(mesh),
     )
     params = on_mesh(params, mesh)
     ahead: collections.deque[_Dispatched] = collections.deque()

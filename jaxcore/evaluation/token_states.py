@@ -1,7 +1,6 @@
 """Texts in, the states of their tokens out, with each token's place: readers for `span_localiser.localise_texts`."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxcore.attribution.lexical_alignment import words_with_offsets
 from jaxcore.data.length_buckets import batches_by_length
 from jaxcore.data.tokenization import pad_rows
-from jaxcore.distributed import BATCH_AXES, batch_sharding, jit_on_mesh
+from jaxcore.distributed import batch_sharding, jit_on_mesh, num_batch_shards
 from jaxcore.evaluation.hashed_words import document_frequency_weights, hashed_vectors, mixed_states, word_hash
 from jaxcore.evaluation.row_map import map_rows
 from jaxcore.evaluation.span_localiser import ReadTexts, TextTokens
@@ -151,7 +150,7 @@ def _by_length(
     widths = [16]
     while widths[-1] < lengths.max():
         widths.append(4 * widths[-1])
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = num_batch_shards(mesh)
     for batch in batches_by_length(lengths, widths, batch_tokens=batch_tokens, shards=shards):
         ids, _ = pad_rows([rows[index] for index in batch.texts], length=batch.width, pad_id=-1)
         found = map_rows(step, params, {"ids": ids}, batch_size=batch.num_rows, mesh=mesh)

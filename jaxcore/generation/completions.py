@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
+from jaxcore.distributed import num_batch_shards
 from jaxcore.generation.generate import generate
 from jaxcore.generation.option_checks import check_count
 from jaxcore.generation.progress import Generated
@@ -47,6 +49,7 @@ def complete(
     batch_size: int | None = None,
     assistant: tuple[Any, Any] | None = None,
     edits: Mapping[str, Edit] | None = None,
+    mesh: Mesh | None = None,
 ) -> list[list[Completion]]:
     """`num_samples` continuations of each prompt, in the prompts' order.
 
@@ -54,8 +57,8 @@ def complete(
     same number of rows. So there are few programs, whatever the lengths.
 
     Args:
-        model, params, max_new_tokens, strategy, key, num_samples, assistant, edits: as in `generate`. Each batch draws
-            with its own key, made from `key`.
+        model, params, max_new_tokens, strategy, key, num_samples, assistant, edits, mesh: as in `generate`. Each
+            batch draws with its own key, made from `key`. On a mesh batches are filled up to a multiple of its shards.
         prompts: texts (with a tokenizer), sequences of token ids, or arrays (tokens, hidden) of word vectors.
         tokenizer: of transformers; makes ids of texts and texts of continuations.
         stop_tokens: None = the config's `eos_token_ids`.
@@ -69,7 +72,9 @@ def complete(
     if batch_size is not None:
         check_count("batch_size", batch_size)
     check_count("max_new_tokens", max_new_tokens)
+    shards = 1 if mesh is None else num_batch_shards(mesh)
     rows = min(batch_size or len(encoded), len(encoded))
+    rows_run = -(-rows // shards) * shards
     contexts = [bound[0].config.context_length for bound in ((model, params), assistant) if bound]
     limit = min(contexts) - max_new_tokens - getattr(strategy, "num_extra_positions", 0)
     stops = model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens)
@@ -77,7 +82,7 @@ def complete(
     results: list[Any] = [None] * len(encoded)
     for number, start in enumerate(range(0, len(order), rows)):
         chosen = order[start : start + rows]
-        filled = [encoded[index] for index in [*chosen, *[chosen[0]] * (rows - len(chosen))]]
+        filled = [encoded[index] for index in [*chosen, *[chosen[0]] * (rows_run - len(chosen))]]
         padded, mask = pad_left(filled, prompt_width(len(encoded[chosen[-1]]), limit=limit))
         generated = generate(
             model,
@@ -93,6 +98,7 @@ def complete(
             num_samples=num_samples,
             assistant=assistant,
             edits=edits,
+            mesh=mesh,
         )
         for index, samples in zip(chosen, unpadded(generated, tokenizer), strict=False):
             results[index] = samples

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from jaxcore.distributed import check_batch, replicated, split_rows, under_mesh
 from jaxcore.generation.bound_model import BoundModel, read_prompts
 from jaxcore.generation.progress import Generated, Run
 from jaxcore.generation.request_checks import check_assistant, check_prompts, check_request
@@ -33,6 +35,7 @@ def generate(
     embeddings: Float[Array | np.ndarray, "batch width hidden"] | None = None,
     assistant: tuple[Any, Any] | None = None,
     edits: Mapping[str, Edit] | None = None,
+    mesh: Mesh | None = None,
 ) -> Generated:
     """Continue each prompt by up to `max_new_tokens` tokens, in `num_samples` samples.
 
@@ -41,7 +44,7 @@ def generate(
     the strategy, arrays in the edits, stop and pad tokens are its arguments. `complete` takes prompts of any length
     and pads them to few widths. Parameters unstacked by `jaxcore.models.unstack_layers` decode faster.
 
-    Under `jax.jit` values (mask, ids) go unchecked. On a mesh, call it inside `jaxcore.distributed.jit_on_mesh`.
+    Under `jax.jit` values (mask, ids) go unchecked; on a mesh that is `jaxcore.distributed.jit_on_mesh`.
 
     Args:
         model: a `Decoder`.
@@ -61,24 +64,32 @@ def generate(
             samples (candidates, beams). Functions are part of the program; arrays they need should be bound with
             `jax.tree_util.Partial(function, array)`, and then are arguments. The source axis of attention scores has
             the prompt's `width` slots first.
+        mesh: outside of `jit`: prompts are split over its batch axes, on every process the same ones; parameters are
+            where they are (``load_pretrained(..., sharding=mesh)`` puts each part on its device). Results are whole on
+            every device.
 
     Raises:
         ValueError: an empty prompt, padding that is not on the left, prompt and new tokens longer than the context,
             counts below 1, a token outside the vocabulary, a random strategy without key, an assistant that is missing,
-            superfluous or of another vocabulary, options that do not fit.
+            superfluous or of another vocabulary, options that do not fit, prompts that the mesh cannot share equally.
     """
     mask = check_prompts(model.config, input_ids, attention_mask, embeddings)
     check_request(model.config, mask, strategy, max_new_tokens, num_samples, stop_tokens, key)
     check_assistant(model.config, strategy, assistant, mask, max_new_tokens, given_embeddings=embeddings is not None)
+    if mesh is None:
+        place = jnp.asarray
+    else:
+        check_batch(mesh, mask.shape[0], 1)
+        place = functools.partial(split_rows, mesh)
     assistant_model, assistant_params = assistant or (None, None)
     return _program(
         nn.meta.unbox(params),
         nn.meta.unbox(assistant_params),
         as_arguments(edits),
         strategy,
-        input_ids if input_ids is None else jnp.asarray(input_ids, jnp.int32),
-        jnp.asarray(mask),
-        embeddings,
+        input_ids if input_ids is None else place(input_ids).astype(jnp.int32),
+        place(mask),
+        embeddings if embeddings is None else place(embeddings),
         jax.random.key(0) if key is None else key,
         jnp.asarray(stop_tokens, jnp.int32).reshape(-1),
         jnp.asarray(pad_token, jnp.int32),
@@ -86,6 +97,7 @@ def generate(
         assistant_model=assistant_model,
         max_new_tokens=max_new_tokens,
         num_samples=num_samples,
+        mesh=mesh,
     )
 
 
@@ -99,7 +111,7 @@ def as_arguments(edits: Mapping[str, Edit] | None) -> dict[str, Any]:
     return {name: argument(edit) for name, edit in (edits or {}).items()}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "assistant_model", "max_new_tokens", "num_samples"))
+@functools.partial(jax.jit, static_argnames=("model", "assistant_model", "max_new_tokens", "num_samples", "mesh"))
 def _program(
     params: Any,
     assistant_params: Any,
@@ -116,9 +128,12 @@ def _program(
     assistant_model: Any,
     max_new_tokens: int,
     num_samples: int,
+    mesh: Mesh | None,
 ) -> Generated:
-    models = [BoundModel(params, edits, model)]
-    if assistant_model is not None:
-        models.append(BoundModel(assistant_params, {}, assistant_model))
-    prompts = [read_prompts(bound, input_ids, mask, embeddings) for bound in models]
-    return decode(strategy, models, prompts, Run(key, stop_tokens, pad_token, max_new_tokens, num_samples))
+    with under_mesh(mesh):
+        models = [BoundModel(params, edits, model)]
+        if assistant_model is not None:
+            models.append(BoundModel(assistant_params, {}, assistant_model))
+        prompts = [read_prompts(bound, input_ids, mask, embeddings) for bound in models]
+        found = decode(strategy, models, prompts, Run(key, stop_tokens, pad_token, max_new_tokens, num_samples))
+    return found if mesh is None else jax.lax.with_sharding_constraint(found, replicated(mesh))

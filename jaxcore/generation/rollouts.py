@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxcore.distributed import batch_sharding, check_batch, gather_to_host, jit_on_mesh, replicated
+from jaxcore.distributed import check_batch, gather_to_host, jit_on_mesh, replicated, split_rows
 from jaxcore.generation.generate import generate
 from jaxcore.generation.option_checks import check_count
 from jaxcore.generation.progress import Generated
@@ -121,7 +121,7 @@ def sample_rollouts(
         chosen = prefixes[batch * batch_size : (batch + 1) * batch_size]
         filled = [*chosen, *[chosen[0]] * (batch_size - len(chosen))]
         arrays = pad_left(filled, width or prompt_width(max(map(len, chosen)), limit=room))
-        inputs = (_split(mesh, array.astype(np.int32)) for array in arrays)
+        inputs = (split_rows(mesh, array.astype(np.int32)) for array in arrays)
         key_data = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), batch))
         drawn = _rows(gather_to_host(program(params, *inputs, np.asarray(key_data))))[: len(chosen)]
         log.write(len(results), drawn)
@@ -145,11 +145,6 @@ def _settings(prefixes: Sequence[Sequence[int]], sampler: Sampler, **others: Any
         digest.update(np.asarray([len(prefix), *prefix], np.int64).tobytes())
     described = {"prefixes": digest.hexdigest(), **sampler._asdict(), **others}
     return {name: str(value) for name, value in described.items()}
-
-
-def _split(mesh: Mesh, array: np.ndarray) -> Array:
-    """A batch that every process holds whole, on the devices."""
-    return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda index: array[index])
 
 
 def _rows(generated: Generated) -> list[list[Rollout]]:

@@ -11,6 +11,7 @@ Source: Nguyen et al. 2025, equation 5, with the norm over features (the release
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -64,6 +65,12 @@ class SteeringVectors:
             raise ValueError(f"layers must name one or more different layers: got {self.layers}")
         if not all(0 <= layer < self.num_layers for layer in self.layers):
             raise ValueError(f"layers {self.layers} are not all in 0 to {self.num_layers - 1}, those of the model")
+
+    def digest(self) -> str:
+        """SHA-256 of the vectors and of where they belong: equal digests mean equal steering, to the last bit."""
+        places = [self.layers, self.num_layers, self.site, self.norm_preserving]
+        values = np.ascontiguousarray(self.vectors, np.float32)
+        return hashlib.sha256(json.dumps(places).encode() + values.tobytes()).hexdigest()
 
     def dense(self) -> Float[Array, "layers ..."]:
         """A vector for every layer of the model, zero where it is not steered."""

@@ -6,6 +6,9 @@ the plain formulas give; the difference lies in the derivatives that JAX then de
 becomes one 2-D product x' g (on three axes XLA CPU first writes out the transpose of g), and a bias's
 gradient a product 1' g (XLA CPU sums columns fifteen times slower than it multiplies by ones). TPU
 compilers reduce all of it to the plain forms. `tests/benchmarks/encoder_speed.py` has the measurements.
+
+Few rows (decoding) are another matter: such a product takes the time of reading the kernel. XLA CPU reads it two to
+three times as fast if it is stored output by output and stands on the left: `x W = (W' x')'` (`by_outputs`).
 """
 
 import math
@@ -16,20 +19,43 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+FEW_ROWS = 64
+"""Up to so many rows reading the kernel takes longer than multiplying by it."""
+
 
 def linear(
     x: Float[Array, "... features"],
-    kernel: Float[Array, "features outputs"],
+    kernel: Float[Array, "features outputs"] | Float[Array, "outputs features"],
     bias: Float[Array, "outputs"] | None,
     *,
     dtype: Any,
+    by_outputs: bool = False,
 ) -> Float[Array, "... outputs"]:
-    """`x W + b`, or `x W` without a bias, computed in `dtype`."""
-    rows = as_rows(x).astype(dtype)
-    product = rows @ kernel.astype(dtype)
+    """`x W + b`, or `x W` without a bias, computed in `dtype`.
+
+    Args:
+        by_outputs: the kernel is W', stored output by output.
+    """
+    rows, kernel = as_rows(x).astype(dtype), kernel.astype(dtype)
+    product = times_outputs(rows, kernel) if by_outputs else rows @ kernel
     if bias is not None:
         product = product + over_rows(bias.astype(dtype), len(rows))
     return product.reshape(*x.shape[:-1], -1)
+
+
+def times_outputs(
+    rows: Float[Array, "rows features"], kernel: Float[Array, "outputs features"], *, result_type: Any = None
+) -> Float[Array, "rows outputs"]:
+    """`x W` from W', in the order of products that is fastest for the number of rows.
+
+    Args:
+        result_type: dtype that products are summed and returned in; None = that of the arguments.
+    """
+    if jax.default_backend() != "cpu" or len(rows) > FEW_ROWS:
+        return jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())), preferred_element_type=result_type)
+    columns = jax.lax.optimization_barrier(rows.T)  # or the compiler turns the product around again
+    product = jax.lax.dot(kernel, columns, preferred_element_type=result_type)
+    return jax.lax.optimization_barrier(product).T
 
 
 def layer_norm(
@@ -80,8 +106,15 @@ def over_rows(vector: Float[Array, "features"], count: int) -> Float[Array, "row
     return jnp.matmul(column, row, precision=jax.lax.Precision.HIGHEST)
 
 
+BY_OUTPUTS = "{}_by_outputs"
+"""Name of a kernel that is stored output by output, after its own name."""
+
+
 class Linear(nn.Module):
-    """`linear` with parameters `kernel` and `bias`, annotated with logical axis names (inputs, outputs)."""
+    """`linear` with parameters `kernel` and `bias`, annotated with logical axis names (inputs, outputs).
+
+    Where `kernel_by_outputs` is among the parameters (`jaxcore.models.unstack_layers`), it takes the kernel's place.
+    """
 
     features: int
     axes: tuple[str | None, str | None]
@@ -91,13 +124,17 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... outputs"]:
-        kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-        if not self.use_bias:
-            return linear(x, jnp.asarray(kernel), None, dtype=self.dtype)
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-        bias = self.param("bias", bias_init, (self.features,), jnp.float32)
-        return linear(x, jnp.asarray(kernel), jnp.asarray(bias), dtype=self.dtype)
+        by_outputs = self.has_variable("params", BY_OUTPUTS.format("kernel"))
+        if by_outputs:
+            kernel = self.get_variable("params", BY_OUTPUTS.format("kernel"))
+        else:
+            kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+            kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+            bias = jnp.asarray(self.param("bias", bias_init, (self.features,), jnp.float32))
+        return linear(x, jnp.asarray(kernel), bias, dtype=self.dtype, by_outputs=by_outputs)
 
 
 class LayerNorm(nn.Module):

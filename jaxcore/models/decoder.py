@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcore.distributed import constrain_rows
 from jaxcore.models.activations import ACTIVATIONS
-from jaxcore.models.affine import LayerNorm, Linear, RMSNorm, as_rows, linear
+from jaxcore.models.affine import BY_OUTPUTS, LayerNorm, Linear, RMSNorm, as_rows, linear, times_outputs
 from jaxcore.models.causal_masks import call_visibility
 from jaxcore.models.decoder_config import DecoderConfig
 from jaxcore.models.dropout import dropout
@@ -176,8 +176,7 @@ class Decoder(nn.Module):
         """Float32 scores of the next token from hidden states: `apply(variables, hidden[:, -1], method="logits")`."""
         dtype = self.config.dtype
         table: Any = self.embeddings.word if self.config.tied_head else self.head
-        rows, table = as_rows(hidden).astype(dtype), jnp.asarray(table).astype(dtype)
-        scores = jax.lax.dot_general(rows, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        scores = times_outputs(as_rows(hidden).astype(dtype), jnp.asarray(table).astype(dtype), result_type=jnp.float32)
         return scores.reshape(*hidden.shape[:-1], -1)
 
     def embed(self, input_ids: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
@@ -306,33 +305,58 @@ class CausalSelfAttention(nn.Module):
         config = self.config
         members = config.group_size
         columns = (config.num_key_value_heads, members + 2, config.head_size)
-        kernel_init = nn.with_logical_partitioning(_normal(config), ("embed", "heads", None, None))
-        kernel: Any = self.param("qkv_kernel", kernel_init, (config.hidden_size, *columns), jnp.float32)
+        by_outputs = self.has_variable("params", BY_OUTPUTS.format("qkv_kernel"))
+        kernel: Any
+        if by_outputs:
+            kernel = self.get_variable("params", BY_OUTPUTS.format("qkv_kernel"))
+        else:
+            kernel_init = nn.with_logical_partitioning(_normal(config), ("embed", "heads", None, None))
+            kernel = self.param("qkv_kernel", kernel_init, (config.hidden_size, *columns), jnp.float32)
+            kernel = kernel.reshape(config.hidden_size, -1)
         bias: Any = None
         if config.qkv_bias:
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("heads", None, None))
             bias = jnp.asarray(self.param("qkv_bias", bias_init, columns, jnp.float32)).reshape(-1)
-        projected = linear(x, kernel.reshape(config.hidden_size, -1), bias, dtype=config.dtype)
+        projected = linear(x, kernel, bias, dtype=config.dtype, by_outputs=by_outputs)
         parts = jax.lax.split(projected.reshape(*x.shape[:2], *columns), (members, 1, 1), axis=3)
         queries = parts[0].reshape(*x.shape[:2], config.num_heads, config.head_size)
         return queries, parts[1].squeeze(3), parts[2].squeeze(3)
 
 
-def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with one subtree per block ("layers/0/...") in place of stacked arrays.
+def unstack_layers(params: Mapping[str, Any], *, by_outputs: bool | None = None) -> dict[str, Any]:
+    """Parameters with one subtree per block ("layers/0/...") in place of stacked arrays: the form that decodes fastest.
 
     Decoding reads every weight once per token. Out of stacked arrays each block's weights are first copied (on CPU,
     in every step), out of separate ones they are read where they lie. The Decoder takes either form, computes the
     same, and names the same activations with the same `step`; unstacked it compiles every block by itself, and has no
     dropout or remat. Give the cache the same form (`unstack_cache`).
+
+    Args:
+        by_outputs: store the blocks' kernels transposed, as CPUs read them fastest for few rows
+            (`jaxcore.models.affine`); None = on CPU.
     """
     params = nn.meta.unbox(dict(params))
     depth = jax.tree.leaves(params["layers"])[0].shape[0]
+    transposes = jax.default_backend() == "cpu" if by_outputs is None else by_outputs
 
     def block(layer: int) -> Any:
-        return jax.tree.map(lambda leaf: leaf[layer], params["layers"])
+        own = jax.tree.map(lambda leaf: leaf[layer], params["layers"])
+        return _by_outputs(own) if transposes else own
 
     return {**params, "layers": {str(layer): block(layer) for layer in range(depth)}}
+
+
+def _by_outputs(tree: Any) -> Any:
+    """The tree with its kernels, whose first axis is that of the features, transposed and renamed."""
+    if not isinstance(tree, Mapping):
+        return tree
+    found = {}
+    for name, value in tree.items():
+        if name in ("kernel", "qkv_kernel"):
+            found[BY_OUTPUTS.format(name)] = value.reshape(value.shape[0], -1).T
+        else:
+            found[name] = _by_outputs(value)
+    return found
 
 
 def _unstacked(layers: Mapping[str, Any]) -> list[Any] | None:

@@ -1,5 +1,6 @@
 """`jaxcore generate`: the continuations of `complete`, as lines and on the terminal; kills and bad input."""
 
+import dataclasses
 import itertools
 import json
 
@@ -15,6 +16,7 @@ from jaxcore.commands.generate_options import GenerateOptions, StrategyOptions
 from jaxcore.data import load_tokenizer
 from jaxcore.evaluation import Interrupted
 from jaxcore.generation import STRATEGIES, complete, strategy_from_name
+from jaxcore.generation.steering import SteeringVectors, load_steering, save_steering, steering_edits
 from jaxcore.models import Decoder, DecoderConfig, Encoder, EncoderConfig, load_pretrained, save_pretrained
 
 WORDS = ("<end>", "the", "a", "cat", "dog", "sees", "hears", "small", "large", "house", "river", "\x1b[31mred")
@@ -60,6 +62,8 @@ def folder(tmp_path_factory):
     for name in ("model", "broken", "encoder"):
         save_tokenizer(root / name)
     save_tokenizer(root / "larger", (*WORDS, "more"))
+    save_steering(root / "v.safetensors", SteeringVectors(3 * RNG.normal(size=(1, 8)), layers=(0,), num_layers=1))
+    save_steering(root / "wide.safetensors", SteeringVectors(np.ones((1, 9)), layers=(0,), num_layers=1))
     records = [json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(TEXTS)]
     (root / "prompts.jsonl").write_text("".join(records))
     return root
@@ -129,6 +133,24 @@ def test_contrastive_search_with_options_and_other_stops(folder, tmp_path, capsy
     assert {line["tokens"][-1] for line in read(output) if line["stopped"]} & {3, 4, 9}  # words, not the end alone
     assert capsys.readouterr().out == f"{output}: 7 lines, 7 prompts x 1\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_steered_lines_of_a_model_in_parts_are_those_of_complete(folder, tmp_path):
+    """Weights over eight devices (fsdp), prompts too; another strength is another file."""
+    output, vectors = tmp_path / "out.jsonl", folder / "v.safetensors"
+    given = {"input": folder / "prompts.jsonl", "vectors": vectors, "strategy": "contrastive_search", "k": 3}
+    split = ("--mesh.data", "1", "--mesh.fsdp", "-1")
+    assert main(arguments(folder, *split, strength=2, output=output, **given)) == 0
+    strategy = strategy_from_name("contrastive_search", k=3)
+    edits = steering_edits(load_steering(vectors), 2.0)
+    check_lines(read(output), TEXTS, completed(folder, TEXTS, strategy=strategy, edits=edits))
+    plain = [row[0].tokens for row in completed(folder, TEXTS, strategy=strategy)]
+    assert [line["tokens"] for line in read(output)] != plain
+    again = options_of(folder, tmp_path / "again.jsonl", vectors=str(vectors), strength=2.0)
+    with pytest.raises(Interrupted):
+        command.generate(again, tick=lambda tick: tick == 0)
+    with pytest.raises(ValueError, match=r"\(vectors was [0-9a-f]{64}, strength 2.0, is [0-9a-f]{64}, strength 1.0\)"):
+        command.generate(dataclasses.replace(again, strength=1.0, resume=True))
 
 
 def test_an_assistant_drafts_and_changes_nothing(folder, tmp_path):
@@ -223,12 +245,17 @@ LONG = " ".join(["the"] * 19)
         ({"output": "/does/not/exist/x.jsonl"}, "its folder does not exist"),
         ({"output": "{exists}"}, "exists already"),
         ({"resume": ""}, "--resume goes on with a .jsonl file"),
+        ({"vectors": "{wide}"}, "vectors (9,) at layer_output of a model with 1 layers"),
+        ({"vectors": "{absent}"}, "no such file"),
+        ({"strength": "inf"}, "--strength must be a finite number: got inf"),
+        ({"mesh.data": "3"}, "needs 3 devices, found 8"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, changes, message):
     (tmp_path / "exists.jsonl").write_text("")
     names = ("encoder", "broken", "larger")
     places = {"{exists}": tmp_path / "exists.jsonl", "{prompts}": folder / "prompts.jsonl"}
+    places |= {"{wide}": folder / "wide.safetensors", "{absent}": folder / "absent.safetensors"}
     places |= {f"{{{name}}}": folder / name for name in names}
     changes = {name: places.get(value, value) for name, value in changes.items()}
     given = [word for word in arguments(folder, **{"prompt": "a cat", **changes}) if word]

@@ -1,11 +1,14 @@
 """From lists or texts to lists or texts."""
 
+import jax
 import numpy as np
 import pytest
 from decoding_references import PROMPTS, VOCABULARY, greedy_loop
 
-from jaxcore.generation import complete
+from jaxcore.distributed import MeshConfig, make_mesh, tree_shardings
+from jaxcore.generation import Sampling, complete
 from jaxcore.generation.generate import _program
+from jaxcore.models import unstack_layers
 
 COUNT = 6
 LENGTHS = (4, 1, 7, 16, 3, 5, 2)
@@ -52,6 +55,34 @@ def test_prompts_of_many_lengths_come_back_in_order_from_one_program(decoder):
     again = completed(decoder, texts, stop_tokens=(stop,), tokenizer=Letters())
     assert [samples[0].tokens for samples in again] == expected
     assert _program._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_mesh_changes_nothing(decoder, sizes):
+    """Batches of three on 8 and on 4 shards; drawn samples; weights in parts on their devices."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in LENGTHS]
+    mesh = make_mesh(MeshConfig(**sizes))
+    params = on_mesh(decoder, mesh)
+    kernel = params["layers"]["1"]["attention"]["output"]["kernel_by_outputs"]
+    assert kernel.is_fully_replicated == (sizes == {"data": 8})
+    options = {"strategy": Sampling(), "num_samples": 2, "key": jax.random.key(3)}
+    expected = completed(decoder, prompts, **options)
+    before = _program._cache_size()
+    found = complete(decoder.model, params, prompts, max_new_tokens=COUNT, batch_size=3, mesh=mesh, **options)
+    assert _program._cache_size() == before + 1
+    assert tokens_of(found) == tokens_of(expected)
+    assert len({tuple(tokens) for row in tokens_of(found) for tokens in row}) > len(prompts)
+
+
+def on_mesh(decoder, mesh):
+    """As the command holds them: parts on their devices, a tree per block."""
+    boxed = jax.eval_shape(decoder.model.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    return unstack_layers(jax.device_put(decoder.params, tree_shardings(boxed, mesh)))
+
+
+def tokens_of(results):
+    return [[sample.tokens for sample in row] for row in results]
 
 
 def test_wrong_prompts_are_refused(decoder):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcore.models.affine import layer_norm, linear, over_rows
+from jaxcore.models.affine import FEW_ROWS, layer_norm, linear, over_rows
 
 
 def draws(*shapes):
@@ -75,3 +75,22 @@ def test_forward_mode_and_batching():
     np.testing.assert_array_equal(tangent, np.ones((3, 4)))
     batched = jax.vmap(lambda v: over_rows(v, 3))(jnp.asarray(np.stack([v, 2 * v])))
     np.testing.assert_allclose(batched[1], np.tile(2 * v, (3, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_a_kernel_stored_by_outputs_gives_the_same_product_and_derivatives(rows):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((rows, 5), (5, 7)))
+    bias = jnp.arange(7.0)
+
+    def plain(x, kernel):
+        return linear(x, kernel, bias, dtype=jnp.float32)
+
+    def turned(x, kernel):
+        return linear(x, kernel.T, bias, dtype=jnp.float32, by_outputs=True)
+
+    weights = jnp.asarray(rng.normal(size=(rows, 7)), jnp.float32)
+    got, expected = (jax.vjp(function, x, kernel) for function in (turned, plain))
+    np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
+    for one, other in zip(got[1](weights), expected[1](weights), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)

@@ -166,9 +166,14 @@ def shapes_in(jaxpr):
                 yield from shapes_in(inner)
 
 
-def test_unstacked_parameters_compute_and_name_the_same(windowed):
+@pytest.mark.parametrize("by_outputs", [True, False])
+def test_unstacked_parameters_compute_and_name_the_same(windowed, by_outputs):
+    """Kernels stored either way; 8 rows in a call with the cache, 72 without one."""
     config, params, call = windowed
-    ids, separate = tokens(2, 6), unstack_layers(params)
+    ids, separate = tokens(2, 6), unstack_layers(params, by_outputs=by_outputs)
+    assert ("qkv_kernel_by_outputs" in separate["layers"]["0"]["attention"]) == by_outputs
+    many = tokens(6, 12)
+    close(call(separate, many).logits, call(params, many).logits)
     prompt = call(params, ids, None, KeyValueCache.empty(config, 2, 6)).cache
     cache = fork(prompt, 2, 3)
     new = tokens(4, 2, seed=3)
