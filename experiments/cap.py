@@ -97,6 +97,7 @@ from jaxcore.training import (
     run_part,
     write_results,
 )
+from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
     title="CAP: hybrid attribution priors for explainable and robust model training",
@@ -360,11 +361,17 @@ def _pooled_student(config: Config) -> Student:
     return Student(initialize, embed, classify)
 
 
-def _transformer_student(config: Config) -> Student:
+def make_transformer(config: Config) -> EncoderClassifier:
+    """The classifier that a transformer student is."""
     sizes = dataclasses.replace(config.model, pooler="cls_tanh" if config.model.architecture == "bert" else "none")
     if not config.data.tokenizer:
         sizes = dataclasses.replace(sizes, vocab_size=config.data.ids)
-    model = EncoderClassifier(ClassifierConfig(sizes, config.data.classes, config.head_dropout))
+    return EncoderClassifier(ClassifierConfig(sizes, config.data.classes, config.head_dropout))
+
+
+def _transformer_student(config: Config) -> Student:
+    model = make_transformer(config)
+    sizes = model.config.encoder
 
     def initialize(key: Array) -> Any:
         params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
@@ -818,6 +825,8 @@ def run(
             stored = {name: priors.by_name[name] for name in STORED if name in priors.by_name}
             write_priors(directory.path / "priors.jsonl", task.training, stored)
         params = fit_student(parts, priors.by_name.get(config.prior), directory, config.prior)
+        if config.student == "transformer":
+            write_trained_model(directory, make_transformer(config), params["student"], tokenizer=tokenizer)
         students = {config.prior: params, **train_compared(parts, priors.by_name, baseline)}
         metrics = prior_metrics(config, training, priors)
         texts = {"accuracy": rows(task.test), "attacked": rows(task.attacked)}

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,7 @@ from jaxcore.training.language_modelling import (
     language_model_step,
     mean_negative_log_likelihood,
 )
+from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
     title="Contrastive search is what you need for neural text generation (with SimCTG)",
@@ -255,7 +257,9 @@ PRESETS: Mapping[str, Config] = {
 class ShiftedDecoder(Decoder):
     """A decoder with one vector added to all its states; logits are of the states without it, so nothing else changes.
 
-    The vector has length 10 sqrt(width): states that had many directions all but share one.
+    The vector is ten times as long as states are (root mean square): states that had many directions all but share one.
+    contrastive_search.md has 10 sqrt(width), the same for a last norm of unit gains; but the search does not depend on
+    the scale of states, and so neither may this.
     """
 
     def trunk(self, *arguments: Any, **options: Any) -> Any:
@@ -267,8 +271,10 @@ class ShiftedDecoder(Decoder):
 
     def _vector(self, hidden: Array) -> Float[Array, " hidden"]:
         direction = jax.random.normal(jax.random.key(0), (self.config.hidden_size,))
-        unit = direction / jnp.linalg.norm(direction)
-        return (10 * math.sqrt(self.config.hidden_size) * unit).astype(hidden.dtype)
+        # E |scale * n + bias|^2 = |scale|^2 + |bias|^2 for what a norm gives, n.
+        leaves = jax.tree.leaves(nn.meta.unbox(self.variables["params"]["final_norm"]))
+        length = jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))
+        return (10 * length * direction / jnp.linalg.norm(direction)).astype(hidden.dtype)
 
 
 def make_model(config: Config) -> Decoder:
@@ -411,6 +417,7 @@ def open_model(
             model, corpus.train, config=config.training, seed=config.seed, mesh=mesh, run=directory, params=params,
             initialize=_initialize(config, model), title=f"{title} {config.preset}", tick=tick,
         )  # fmt: skip
+        write_trained_model(directory, model, params, tokenizer=corpus.tokenizer)
     return LanguageModel(model, params)
 
 

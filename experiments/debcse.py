@@ -94,6 +94,7 @@ from jaxcore.training import (
     read_metrics,
     write_results,
 )
+from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
     title="DebCSE: rethinking unsupervised contrastive sentence embedding learning in the debiasing perspective "
@@ -694,23 +695,9 @@ def train_teacher(
     rows = task.rows()
     nothing = Candidates(*(np.zeros((len(task.texts), 1), dtype) for dtype in (np.int32, *[np.float16] * 3, np.int8)))
     unused = Selector(own.selection, nothing, 1.0, 1.0, lambda *f: f[0], lambda *f: f[0])
-    with _directory(run_dir / "teacher", own, resume) as directory:
+    with run_part(run_dir / "teacher", own, resume=resume) as directory:
         material = Material(rows, len(task.texts), np.zeros((len(task.texts), 1), np.float32), unused)
         return train_arm(own, material, table, directory, title="teacher", tick=tick)
-
-
-class _directory:
-    """A run directory inside another one: opened, resumed where it is there already, closed."""
-
-    def __init__(self, path: pathlib.Path, config: Config, resume: bool) -> None:
-        self._path, self._config, self._resume = path, config, resume and path.exists()
-
-    def __enter__(self) -> RunDirectory:
-        self._opened = open_run_directory(self._path, self._config, resume=self._resume)
-        return self._opened
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
 
 
 # ---- run -------------------------------------------------------------------------------------------------
@@ -811,10 +798,11 @@ def run_sentences(
                 config, task, functools.partial(embed_rows, config, steps, params, tick), steps.mesh
             )
         if number < config.rounds - 1:
-            with _directory(directory.path / f"round{number}", config, resume) as own:
+            with run_part(directory.path / f"round{number}", config, resume=resume) as own:
                 steps, params = train_arm(config, material, table, own, title=f"round {number}", tick=tick)
     measured |= selection_of_all_arms(config, material)
     of_arms, params = train_arms(config, material, table, directory, evaluate, resume=resume, tick=tick)
+    write_trained_model(directory, make_model(config), params["encoder"], tokenizer=task.tokenizer)
     return {**of_arms, **measured, **guard(task, evaluations)}, params
 
 
@@ -874,7 +862,7 @@ def train_arms(
         if name == config.arm:
             continue
         other: Any = dataclasses.replace(config, arm=name, compared=())  # type: ignore[arg-type]
-        with _directory(directory.path / "arms" / name, other, resume) as own_directory:
+        with run_part(directory.path / "arms" / name, other, resume=resume) as own_directory:
             trained = train_arm(other, material, table, own_directory, title=name, tick=tick)
         measured |= {f"arms/{name}/{metric}": value for metric, value in evaluate(name, *trained).items()}
     return measured, params

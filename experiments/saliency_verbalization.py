@@ -59,7 +59,6 @@ from jaxcore.distributed import (
     MeshConfig,
     batch_sharding,
     current_ticker,
-    gather_to_host,
     jit_on_mesh,
 )
 from jaxcore.evaluation import (
@@ -86,7 +85,7 @@ from jaxcore.evaluation.explanation_study import (
 )
 from jaxcore.evaluation.simulatability import NaiveBayesReader, fit_reader
 from jaxcore.models import EncoderConfig, output_from_embeddings
-from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier, save_classifier
+from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier
 from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig
 from jaxcore.reporting.saliency_search import (
     Snippet,
@@ -141,6 +140,7 @@ from jaxcore.training import (
     read_metrics,
     write_results,
 )
+from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
     title="Saliency map verbalization",
@@ -872,9 +872,9 @@ def run(
             samples={f"coverage_at_k/{name}": values.tolist() for name, values in reading.at_k.items()},
             params=state.params,
         )
-        params = gather_to_host(state.params)
+        labels = config.data.label_names
+        write_trained_model(directory, steps.model, state.params, tokenizer=task.tokenizer, labels=labels)
         if jax.process_index() == 0:
-            write_model(config, steps.model, params, task, directory.path / "model")
             shown = Shown(maps, verbalised, reading, generated, study)
             write_verbalization_report(config, task, results, shown, directory)
             write_results(directory.results, results)
@@ -938,14 +938,6 @@ def explain_texts(
     }
     scores = np.asarray(output["scores"][rows], np.float32)
     return Maps(texts, scores, texts.content.astype(bool), predicted[rows]), metrics
-
-
-def write_model(config: Config, model: Classifier, params: Any, task: Task, directory: pathlib.Path) -> None:
-    """A transformer classifier as a directory that `load_classifier` and transformers read, with its tokenizer."""
-    if isinstance(model, EncoderClassifier):
-        save_classifier(directory, model, params, config.data.label_names, overwrite=True)
-        if task.tokenizer is not None:
-            task.tokenizer.save_pretrained(str(directory))
 
 
 # ---- report ----------------------------------------------------------------------------------------------

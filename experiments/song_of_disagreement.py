@@ -95,6 +95,7 @@ from jaxcore.training import (
     write_results,
 )
 from jaxcore.training.model_selection import best_state, keeping_best
+from jaxcore.training.trained_model import write_trained_model
 from jaxcore.transforms import capture, intervene
 
 PAPER = Paper(
@@ -736,6 +737,7 @@ def run_cell(
     """Train one model on one task, in a run directory of its own, and explain its own predictions."""
     with run_part(run_dir / "cells" / f"{task.name}-{steps.name}", config, resume=resume) as directory:
         state, num_steps = train_model(config, task, steps, directory, tick)
+        write_trained_model(directory, steps.model, state.params, tokenizer=task.tokenizer)
         metrics = {"steps": float(num_steps)}
         for split in ("dev", "test"):
             metrics[f"{split}_accuracy"] = accuracy(config, steps, state.params, task, split, tick)

@@ -41,7 +41,6 @@ from jaxcore.distributed import (
     batch_sharding,
     check_batch,
     current_ticker,
-    gather_to_host,
     jit_on_mesh,
     make_mesh,
 )
@@ -67,7 +66,6 @@ from jaxcore.models import (
     EncoderConfig,
     load_pretrained,
     read_config,
-    save_pretrained,
 )
 from jaxcore.training import (
     LoopConfig,
@@ -90,6 +88,7 @@ from jaxcore.training import (
     read_metrics,
     write_results,
 )
+from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
     title="STAR: writing style from a supervised contrastively pre-trained transformer",
@@ -419,9 +418,8 @@ def run(
             samples=measured.samples,
             params_digest=params_digest(state.params),
         )
-        params = gather_to_host(state.params)
+        write_trained_model(directory, steps.model, state.params, tokenizer=task.tokenizer)
         if jax.process_index() == 0:
-            write_model(config, steps.model, params, task, directory.path / "model")
             write_star_report(config, task, results, measured, explained, directory)
             write_results(directory.results, results)
     finally:
@@ -459,14 +457,6 @@ def initial_state(config: Config, steps: Steps) -> Any:
 def embed(config: Config, steps: Steps, params: Any, rows: Mapping[str, np.ndarray], tick: Any) -> np.ndarray:
     """Unit embeddings [n, dim] of texts, on the host."""
     return map_rows(steps.embed, params, rows, batch_size=config.evaluation.batch_size, mesh=steps.mesh, tick=tick)
-
-
-def write_model(config: Config, model: Any, params: Any, task: AuthorshipTask, directory: pathlib.Path) -> None:
-    """The trained transformer as a directory that `load_pretrained` and transformers read, with its tokenizer."""
-    if isinstance(model, Encoder):
-        save_pretrained(directory, model, params, overwrite=True)
-        if task.tokenizer is not None:
-            task.tokenizer.save_pretrained(str(directory))
 
 
 # ---- report ----------------------------------------------------------------------------------------------

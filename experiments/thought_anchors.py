@@ -107,6 +107,7 @@ from jaxcore.training.language_modelling import (
     language_model_initializer,
     language_model_optimizer,
 )
+from jaxcore.training.trained_model import write_trained_model
 from jaxcore.transforms import intervene
 
 PAPER = Paper(
@@ -723,6 +724,7 @@ def open_subject(config: Config, steps: Steps, directory: RunDirectory, tick: An
             steps.model, {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}, config=config.training,
             seed=config.seed, mesh=steps.mesh, run=directory, title=f"thought_anchors {config.preset}", tick=tick,
         )  # fmt: skip
+        write_trained_model(directory, steps.model, params)
         return Subject(
             steps.model, params, reasoning_language.decode, reasoning_language.FORCED_LEAD_IN,
             reasoning_language.STOP_TOKENS, language_traces(config),

@@ -61,6 +61,7 @@ from jaxcore.training import (
     read_metrics,
     write_results,
 )
+from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
     title="WhitenedCSE: whitening-based contrastive learning of sentence embeddings",
@@ -394,12 +395,8 @@ def run(
         metrics, params = train_and_measure(config, task, table, directory, tick)
         for arm in config.compared:
             other: Any = dataclasses.replace(config, **ARMS[arm], compared=())
-            path = directory.path / "arms" / arm
-            own = open_run_directory(path, other, resume=resume and path.exists())
-            try:
+            with run_part(directory.path / "arms" / arm, other, resume=resume) as own:
                 measured, _ = train_and_measure(other, task, table, own, tick, title=arm)
-            finally:
-                own.close()
             metrics |= {f"arms/{arm}/{name}": measured[name] for name in SHOWN}
         results = Results(
             experiment="whitenedcse",
@@ -459,6 +456,7 @@ def train_and_measure(
         state, steps.train, batches, num_steps=config.num_steps, mesh=steps.mesh, run=directory,
         loop=config.loop, title=f"{title} {config.preset}", tick=tick,
     )  # fmt: skip
+    write_trained_model(directory, steps.model, state.params["encoder"], tokenizer=task.tokenizer)
     trained = measure(config, task, steps, state.params, tick)
     return {**trained, **{f"untrained/{name}": value for name, value in untrained.items()}, **geometry}, state.params
 

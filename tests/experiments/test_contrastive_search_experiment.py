@@ -11,11 +11,13 @@ import pytest
 
 from experiments import contrastive_search
 from experiments.__main__ import main
+from jaxcore.__main__ import main as library_main
+from jaxcore.data import load_tokenizer
 from jaxcore.data.language_model_corpus import open_language_model_corpus
 from jaxcore.evaluation.text_diversity import diversity
 from jaxcore.generation import ContrastiveSearch, generate
-from jaxcore.models import Decoder
-from jaxcore.training import read_metrics
+from jaxcore.models import Decoder, load_pretrained
+from jaxcore.training import params_digest, read_metrics
 
 SMOKE = contrastive_search.PRESETS["smoke"]
 
@@ -65,6 +67,19 @@ def test_training_lowers_the_loss_and_the_judge_is_another_model(finished):
     assert losses["arms/simctg"][0] > losses[""][0]  # the same model and batch, the token contrast added
 
 
+def test_the_trained_model_is_one_that_jaxcore_generate_takes(finished, capsys):
+    """Of the run, of its judge and of the arms; with the run's own tokenizer."""
+    path, results = finished
+    models = [load_pretrained(path / part / "model") for part in ("", "judge", "arms/simctg")]
+    digests = [params_digest(params) for _, params in models]
+    assert digests[0] == results.params_digest and len(set(digests)) == 3
+    given = ["generate", "--model", str(path / "model"), "--prompt", "The value", "--max-new-tokens", "4"]
+    assert library_main([*given, "--strategy", "contrastive_search"]) == 0
+    assert "The value\nsample 0: 4 tokens" in capsys.readouterr().out
+    tokenizer, own = load_tokenizer(path / "model"), open_language_model_corpus(SMOKE.data).tokenizer
+    assert tokenizer("The value of an expression")["input_ids"] == own("The value of an expression")["input_ids"]
+
+
 def test_derived_differences_need_their_parts():
     metrics = {"human/diversity": 90.0, "contrastive/diversity": 80.0, "greedy/diversity": 10.0}
     assert contrastive_search.derived(metrics) == {"contrastive/human_gap": -10.0, "contrastive/over_greedy": 70.0}
@@ -78,13 +93,17 @@ def test_shifting_all_states_leaves_probabilities_and_makes_contrastive_search_g
     config = dataclasses.replace(SMOKE.model, vocab_size=50)
     plain, shifted = Decoder(config), contrastive_search.ShiftedDecoder(config)
     params = nn.meta.unbox(jax.jit(plain.init)(jax.random.key(0), jnp.ones((1, 2), jnp.int32))["params"])
-    params = jax.tree.map(lambda leaf: 12 * leaf, params)
+    params = {**jax.tree.map(lambda leaf: 12 * leaf, params), "final_norm": params["final_norm"]}
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 50, (4, 8)), jnp.int32)
     one, other = (model.apply({"params": params}, ids) for model in (plain, shifted))
     np.testing.assert_allclose(other.logits, one.logits, atol=2e-2)
     moved = np.asarray(other.last_hidden_state - one.last_hidden_state)
     np.testing.assert_allclose(moved, np.broadcast_to(moved[0, 0], moved.shape), atol=1e-3)
     assert np.linalg.norm(moved[0, 0]) == pytest.approx(10 * np.sqrt(16), rel=1e-3)
+    larger = {**params, "final_norm": jax.tree.map(lambda leaf: 3 * leaf + 1, params["final_norm"])}
+    one, other = (model.apply({"params": larger}, ids).last_hidden_state for model in (plain, shifted))
+    lengths = np.linalg.norm(np.asarray(one), axis=-1)
+    assert np.linalg.norm(np.asarray(other - one)[0, 0]) == pytest.approx(10 * np.sqrt(np.mean(lengths**2)), rel=0.1)
     search = ContrastiveSearch(k=5, alpha=0.6)
     greedy = generate(plain, params, ids, max_new_tokens=10).tokens
     diverse = generate(plain, params, ids, strategy=search, max_new_tokens=10).tokens
