@@ -264,17 +264,17 @@ class ShiftedDecoder(Decoder):
 
     def trunk(self, *arguments: Any, **options: Any) -> Any:
         hidden, cache = super().trunk(*arguments, **options)
-        return hidden + self._vector(hidden), cache
+        return hidden.astype(jnp.float32) + self._vector(), cache  # in half precision the vector would swallow states
 
     def logits(self, hidden: Float[Array, "... hidden"]) -> Float[Array, "... vocab"]:
-        return super().logits(hidden - self._vector(hidden))
+        return super().logits(hidden - self._vector())
 
-    def _vector(self, hidden: Array) -> Float[Array, " hidden"]:
+    def _vector(self) -> Float[Array, " hidden"]:
         direction = jax.random.normal(jax.random.key(0), (self.config.hidden_size,))
         # E |scale * n + bias|^2 = |scale|^2 + |bias|^2 for what a norm gives, n.
         leaves = jax.tree.leaves(nn.meta.unbox(self.variables["params"]["final_norm"]))
         length = jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))
-        return (10 * length * direction / jnp.linalg.norm(direction)).astype(hidden.dtype)
+        return 10 * length * direction / jnp.linalg.norm(direction)
 
 
 def make_model(config: Config) -> Decoder:
@@ -406,7 +406,7 @@ def open_model(
     """The trained (or pretrained) model of a configuration."""
     model, params = make_model(config), None
     if config.pretrained:
-        model, params = load_pretrained(config.pretrained, config_overrides=_overrides(config))
+        model, params = load_pretrained(config.pretrained, config_overrides=_overrides(config), sharding=mesh)
     if len(corpus.tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(corpus.tokenizer)} ids, the model {model.config.vocab_size}: they do not belong "
@@ -432,7 +432,7 @@ def open_judge(
     if not config.judge:
         return None
     if config.judge != "trained":
-        model, params = load_pretrained(config.judge, config_overrides={"dtype": config.model.dtype})
+        model, params = load_pretrained(config.judge, config_overrides={"dtype": config.model.dtype}, sharding=mesh)
         return LanguageModel(model, params, load_tokenizer(config.judge))
     own = _without_judge(
         dataclasses.replace(config, seed=config.seed + 1000, bias_scale=0.0, objective=LanguageModelObjective())
@@ -615,7 +615,7 @@ def language_isotropy(config: Config, mesh: Mesh) -> dict[str, float]:
         length = min(256, model_config.context_length)
         texts = [tokenizer(line).input_ids[:length] for line in lines if len(line) >= 2][:2000]
         rows = text_rows(texts, length=length, pad_id=tokenizer.pad_token_id)
-        model, params = load_pretrained(path, config_overrides={"dtype": config.model.dtype})
+        model, params = load_pretrained(path, config_overrides={"dtype": config.model.dtype}, sharding=mesh)
         values = layer_isotropy(model, params, rows, batch_size=config.evaluation_batch, mesh=mesh)
         found[f"languages/{name}"] = float(values[-1])
     return found

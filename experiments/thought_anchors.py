@@ -341,14 +341,23 @@ def language_trace(drawn: reasoning_language.LanguageTrace, name: str) -> Reason
     return ReasoningTrace(name, "", tuple(drawn.tokens), sentences, spans, functions, answer, answer, edges=drawn.edges)
 
 
-def sampled_traces(config: Config, steps: "Steps", params: Any, tokenizer: Any, path: pathlib.Path) -> list[Any]:
+# Added to the seed, so that draws of one kind are not those of another, nor of the next seed.
+_ATTEMPTS, _FORCED = 1_000_000, 2_000_000
+
+
+def sampled_traces(
+    config: Config, steps: "Steps", params: Any, tokenizer: Any, path: pathlib.Path, tick: Callable[[int], bool]
+) -> list[Any]:
     """A right and a wrong trace of each problem that has both among its attempts."""
     problems = read_problems(config.problems_path)[: config.num_problems]
     prompts = [tokenizer(problem.prompt())["input_ids"] for problem in problems]
     stops = (tokenizer.eos_token_id,)
-    attempts = steps.sample(params, prompts, path, config.rollouts.attempts, seed=config.seed, stop_tokens=stops)
+    attempts = steps.sample(
+        params, prompts, path, config.rollouts.attempts, seed=config.seed + _ATTEMPTS, stop_tokens=stops, tick=tick
+    )
     labels = pathlib.Path(config.labels_path).expanduser() if config.labels_path else None
-    longest = min(config.attention.max_tokens, config.rollouts.width)
+    lead_in = tokenizer(FORCED_LEAD_IN, add_special_tokens=False)["input_ids"]  # follows every prefix once
+    longest = min(config.attention.max_tokens, config.rollouts.width - len(lead_in))
     return choose_traces(
         problems, attempts, tokenizer, labels=labels, max_tokens=longest, max_sentences=config.attention.max_sentences
     )
@@ -542,7 +551,7 @@ def explain(config: Config, steps: Steps, subject: Subject, directory: RunDirect
     )
     drawn = draw(prefixes, directory.path / "rollouts.jsonl", seed=config.seed)
     forced_prefixes = [[*prefix, *subject.lead_in] for prefix in prefixes]
-    forced = draw(forced_prefixes, directory.path / "forced.jsonl", seed=config.seed + 1, forced=True)
+    forced = draw(forced_prefixes, directory.path / "forced.jsonl", seed=config.seed + _FORCED, forced=True)
     embed = open_embedder(config)
     resampled, start = [], 0
     for trace in traces:
@@ -740,7 +749,7 @@ def open_subject(config: Config, steps: Steps, directory: RunDirectory, tick: An
         dtype=config.parameter_dtype,
     )  # fmt: skip
     tokenizer = load_tokenizer(config.pretrained)
-    traces = sampled_traces(config, steps, params, tokenizer, directory.path / "traces.jsonl")
+    traces = sampled_traces(config, steps, params, tokenizer, directory.path / "traces.jsonl", tick)
     lead_in = tuple(tokenizer(FORCED_LEAD_IN, add_special_tokens=False)["input_ids"])
     decode: Any = functools.partial(tokenizer.decode, skip_special_tokens=True)
     description = f"{len(traces)} traces of {config.pretrained}; sentences are labelled from files, or not at all."

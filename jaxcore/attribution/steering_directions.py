@@ -39,8 +39,9 @@ def top_k_tokens(
 ) -> tuple[Bool[Array, "batch time"], Bool[Array, "batch time"]]:
     """Masks of the k largest and of the k smallest scores of each row, among the eligible tokens.
 
-    The sign of a score plays no part. A row with fewer eligible tokens has fewer marked; one with fewer than 2 k has
-    some in both masks. Of equal scores the earlier token counts first.
+    The sign of a score plays no part. A row with n < 2 k eligible tokens has n // 2 marked on either side: no token
+    speaks both for and against (with it in both masks the two effects would cancel). Of equal scores the earlier token
+    counts first.
 
     Raises:
         ValueError: k < 1, or shapes that differ.
@@ -50,12 +51,14 @@ def top_k_tokens(
     if jnp.shape(scores) != jnp.shape(eligible):
         raise ValueError(f"scores {jnp.shape(scores)} and eligible {jnp.shape(eligible)} must have one shape")
     eligible = eligible.astype(bool)
+    count = jnp.minimum(k, eligible.sum(axis=1, keepdims=True) // 2)
 
-    def largest(values: Array) -> Array:
-        order = jnp.argsort(-jnp.where(eligible, values, -jnp.inf), axis=1, stable=True)
-        return (jnp.argsort(order, axis=1) < k) & eligible
+    def largest(values: Array, among: Array) -> Array:
+        order = jnp.argsort(-jnp.where(among, values, -jnp.inf), axis=1, stable=True)
+        return (jnp.argsort(order, axis=1) < count) & among
 
-    return largest(scores), largest(-scores)
+    positive = largest(scores, eligible)
+    return positive, largest(-scores, eligible & ~positive)
 
 
 def mask_tokens(

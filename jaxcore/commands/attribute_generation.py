@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxcore.commands.attribute_options import continuation_options
+from jaxcore.commands.decoders import ending_tokens
 from jaxcore.commands.line_file import LineFile
 from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, progress_bar
 from jaxcore.data import Source, tokenizer_fingerprint
@@ -148,7 +149,7 @@ def _print_terminal(results: Results, options: "AttributeOptions") -> None:
 def _load(options: "AttributeOptions", mesh: Mesh) -> LanguageModel:
     """The model on the mesh, with explicit attention: attention methods read its weights."""
     overrides = {"dtype": options.dtype, "attention_implementation": "explicit"}
-    model, params = load_pretrained(options.model, config_overrides=overrides, sharding=mesh)
+    model, params = load_pretrained(options.model, config_overrides=overrides, dtype=options.dtype, sharding=mesh)
     return LanguageModel(model, params, load_model_tokenizer(options.tokenizer or options.model))
 
 
@@ -165,8 +166,7 @@ def _given(options: "AttributeOptions", explained: LanguageModel, texts: list[st
 
 
 def _stop_tokens(explained: LanguageModel) -> tuple[int, ...]:
-    end = explained.tokenizer.eos_token_id
-    return explained.model.config.eos_token_ids if end is None else (end,)
+    return ending_tokens(explained.tokenizer, explained.model.config)
 
 
 def _line_file(

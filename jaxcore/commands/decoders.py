@@ -23,3 +23,9 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
             f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary {vocab_size}: use the tokenizer "
             "that belongs to the model"
         )
+
+
+def ending_tokens(tokenizer: Any, config: DecoderConfig) -> tuple[int, ...]:
+    """Tokens that end a text: the tokenizer's, and all that the model's configuration lists (chat models: several)."""
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return tuple(dict.fromkeys([*own, *config.eos_token_ids]))

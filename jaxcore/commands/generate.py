@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import option_names, parse_arguments
-from jaxcore.commands.decoders import check_tokenizer, read_decoder_config
+from jaxcore.commands.decoders import check_tokenizer, ending_tokens, read_decoder_config
 from jaxcore.commands.generate_options import GenerateOptions, StrategyOptions, check_options
 from jaxcore.commands.line_file import LineFile, check_new_file
 from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, open_texts, progress_bar
@@ -238,7 +238,7 @@ def _encode(
 
 
 def _stop_tokens(options: GenerateOptions, tokenizer: Any, config: DecoderConfig) -> tuple[int, ...]:
-    """Those asked for; else the tokenizer's end, else the model's."""
+    """Those asked for; else those of tokenizer and model."""
     stops = list(options.stop_tokens)
     for text in options.stop_text:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -252,7 +252,7 @@ def _stop_tokens(options: GenerateOptions, tokenizer: Any, config: DecoderConfig
             raise ValueError(f"stop token {token} is outside the model's vocabulary, 0 to {config.vocab_size - 1}")
     if stops:
         return tuple(dict.fromkeys(stops))
-    return config.eos_token_ids if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return ending_tokens(tokenizer, config)
 
 
 def _load(name: str, dtype: str, mesh: Mesh) -> tuple[Any, Any]:

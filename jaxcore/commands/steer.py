@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import option_names, parse_arguments
-from jaxcore.commands.decoders import check_tokenizer, read_decoder_config
+from jaxcore.commands.decoders import check_tokenizer, ending_tokens, read_decoder_config
 from jaxcore.commands.line_file import check_new_file
 from jaxcore.commands.steer_options import SteerOptions, check_options
 from jaxcore.commands.text_runs import load_model_tokenizer, open_texts
@@ -146,17 +146,17 @@ def apply_vectors(options: SteerOptions) -> None:
     model, params = load_pretrained(
         options.model, config_overrides={"dtype": options.dtype}, dtype=options.dtype, sharding=mesh
     )
-    stops = config.eos_token_ids if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    params = unstack_layers(params)
     run = functools.partial(
         complete,
         model,
-        unstack_layers(params),
+        params,
         prompts,
         max_new_tokens=options.max_new_tokens,
         tokenizer=tokenizer,
         strategy=Sampling(temperature=options.temperature) if options.temperature else Greedy(),
         key=jax.random.key(options.seed),
-        stop_tokens=stops,
+        stop_tokens=ending_tokens(tokenizer, config),
         batch_size=options.batch_size,
         mesh=mesh,
     )

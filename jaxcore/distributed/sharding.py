@@ -25,6 +25,7 @@ __all__ = [
     "gather_to_host",
     "jit_on_mesh",
     "partition_spec",
+    "replicated_rows",
     "shard_local_batch",
     "split_rows",
     "tree_shardings",
@@ -178,6 +179,12 @@ def split_rows(mesh: Mesh, rows: Any) -> jax.Array:
     """Rows ``[global_rows, ...]`` that every process holds whole, sharded over the batch axes."""
     array = np.asarray(rows)
     return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda index: array[index])
+
+
+def replicated_rows(mesh: Mesh, rows: Any) -> jax.Array:
+    """The same, whole on every device."""
+    array = np.asarray(rows)
+    return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
 
 
 def gather_to_host(tree: Any) -> Any:

@@ -61,6 +61,11 @@ class LanguageModel:
     params: Any
     tokenizer: "PreTrainedTokenizerFast"
 
+    @functools.cached_property
+    def decoding_params(self) -> Any:
+        """The parameters once more, in the form that decodes fastest; made when a text is first continued."""
+        return unstack_layers(self.params)
+
     @property
     def baseline_tokens(self) -> tuple[int, ...]:
         """Tokens without content: of padding, of the unknown, of the end; the first is the baseline of paths."""
@@ -239,7 +244,7 @@ def generated_continuations(
     ids = [_prompt_ids(explained, prompt) for prompt in prompts]
     versus = None if contrast is None else tuple(_plain_ids(explained, contrast))
     found = complete(
-        explained.model, unstack_layers(explained.params), ids, max_new_tokens=max_new_tokens, strategy=strategy,
+        explained.model, explained.decoding_params, ids, max_new_tokens=max_new_tokens, strategy=strategy,
         key=key, stop_tokens=stop_tokens, batch_size=batch_size,
     )  # fmt: skip
     continuations = []

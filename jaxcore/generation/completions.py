@@ -1,6 +1,7 @@
 """`complete`: from prompts of any length, as texts, token ids or vectors, to continuations, on the host."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ def complete(
 
     Args:
         model, params, max_new_tokens, strategy, key, num_samples, assistant, edits, mesh: as in `generate`. Each
-            batch draws with its own key, made from `key`. On a mesh batches are filled up to a multiple of its shards.
+            batch draws with its own key, made from `key`. On a mesh batches are filled up until their samples divide
+            over its shards.
         prompts: texts (with a tokenizer), sequences of token ids, or arrays (tokens, hidden) of word vectors.
         tokenizer: of transformers; makes ids of texts and texts of continuations.
         stop_tokens: None = the config's `eos_token_ids`.
@@ -74,6 +76,7 @@ def complete(
     check_count("max_new_tokens", max_new_tokens)
     shards = 1 if mesh is None else num_batch_shards(mesh)
     rows = min(batch_size or len(encoded), len(encoded))
+    shards //= math.gcd(shards, num_samples)  # prompts times samples are what is split
     rows_run = -(-rows // shards) * shards
     contexts = [bound[0].config.context_length for bound in ((model, params), assistant) if bound]
     limit = min(contexts) - max_new_tokens - getattr(strategy, "num_extra_positions", 0)

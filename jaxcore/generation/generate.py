@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from jaxcore.distributed import check_batch, replicated, split_rows, under_mesh
+from jaxcore.distributed import check_batch, num_batch_shards, replicated, replicated_rows, split_rows, under_mesh
 from jaxcore.generation.bound_model import BoundModel, read_prompts
 from jaxcore.generation.progress import Generated, Run
 from jaxcore.generation.request_checks import check_assistant, check_prompts, check_request
@@ -64,14 +64,14 @@ def generate(
             samples (candidates, beams). Functions are part of the program; arrays they need should be bound with
             `jax.tree_util.Partial(function, array)`, and then are arguments. The source axis of attention scores has
             the prompt's `width` slots first.
-        mesh: outside of `jit`: prompts are split over its batch axes, on every process the same ones; parameters are
-            where they are (``load_pretrained(..., sharding=mesh)`` puts each part on its device). Results are whole on
-            every device.
+        mesh: outside of `jit`: prompts, or where they are too few their samples, are split over its batch axes; every
+            process gives the same ones. Parameters are where they are (``load_pretrained(..., sharding=mesh)`` puts
+            each part on its device). Results are whole on every device.
 
     Raises:
         ValueError: an empty prompt, padding that is not on the left, prompt and new tokens longer than the context,
             counts below 1, a token outside the vocabulary, a random strategy without key, an assistant that is missing,
-            superfluous or of another vocabulary, options that do not fit, prompts that the mesh cannot share equally.
+            superfluous or of another vocabulary, options that do not fit, samples that the mesh cannot share equally.
     """
     mask = check_prompts(model.config, input_ids, attention_mask, embeddings)
     check_request(model.config, mask, strategy, max_new_tokens, num_samples, stop_tokens, key)
@@ -79,8 +79,10 @@ def generate(
     if mesh is None:
         place = jnp.asarray
     else:
-        check_batch(mesh, mask.shape[0], 1)
-        place = functools.partial(split_rows, mesh)
+        rows = mask.shape[0]
+        check_batch(mesh, rows * num_samples, 1)
+        splits = rows % num_batch_shards(mesh) == 0  # else few prompts of many samples: those are split
+        place = functools.partial(split_rows if splits else replicated_rows, mesh)
     assistant_model, assistant_params = assistant or (None, None)
     return _program(
         nn.meta.unbox(params),

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxcore.distributed import check_batch, gather_to_host, jit_on_mesh, replicated, split_rows
+from jaxcore.distributed import check_batch, current_ticker, gather_to_host, jit_on_mesh, replicated, split_rows
 from jaxcore.generation.generate import generate
 from jaxcore.generation.option_checks import check_count
 from jaxcore.generation.progress import Generated
@@ -112,7 +112,7 @@ def sample_rollouts(
     check_count("max_new_tokens", sampler.max_new_tokens)
     check_batch(mesh, batch_size, jax.process_count())
     room = model.config.context_length - sampler.max_new_tokens - sampler.strategy.num_extra_positions
-    _check_prefixes(prefixes, room)
+    _check_prefixes(prefixes, room, width)
     settings = _settings(prefixes, sampler, seed=seed, batch_size=batch_size, width=width, identity=identity)
     log = _Log(pathlib.Path(file), settings, len(prefixes), batch_size)
     results = log.read()
@@ -123,7 +123,9 @@ def sample_rollouts(
         arrays = pad_left(filled, width or prompt_width(max(map(len, chosen)), limit=room))
         inputs = (split_rows(mesh, array.astype(np.int32)) for array in arrays)
         key_data = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), batch))
-        drawn = _rows(gather_to_host(program(params, *inputs, np.asarray(key_data))))[: len(chosen)]
+        with current_ticker().phase("rollouts"):  # long beside a step; the first one compiles
+            generated = gather_to_host(program(params, *inputs, np.asarray(key_data)))
+        drawn = _rows(generated)[: len(chosen)]
         log.write(len(results), drawn)
         results += drawn
         if tick(batch) and len(results) < len(prefixes):
@@ -131,12 +133,14 @@ def sample_rollouts(
     return results
 
 
-def _check_prefixes(prefixes: Sequence[Sequence[int]], room: int) -> None:
+def _check_prefixes(prefixes: Sequence[Sequence[int]], room: int, width: int | None) -> None:
     if not len(prefixes):
         raise ValueError("rollouts need at least one prefix")
     for number, prefix in enumerate(prefixes):
         if not 1 <= len(prefix) <= room:
             raise ValueError(f"prefix {number} has {len(prefix)} tokens: expected 1 to {room}, what the context leaves")
+        if width is not None and len(prefix) > width:
+            raise ValueError(f"prefix {number} has {len(prefix)} tokens: expected at most the width of {width}")
 
 
 def _settings(prefixes: Sequence[Sequence[int]], sampler: Sampler, **others: Any) -> dict[str, str]:

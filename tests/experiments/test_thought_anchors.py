@@ -134,7 +134,7 @@ def test_a_stored_model_is_sampled_cut_and_explained_by_the_same_code(tmp_path):
         problems_path=str(tmp_path / "problems.json"),
         training=dataclasses.replace(SMOKE.training, num_steps=0),
         rollouts=dataclasses.replace(
-            SMOKE.rollouts, attempts=16, max_new_tokens=40, width=96, samples_per_row=2, temperature=1.5, top_p=1.0
+            SMOKE.rollouts, attempts=32, max_new_tokens=40, width=96, samples_per_row=2, temperature=1.5, top_p=1.0
         ),
         attention=dataclasses.replace(SMOKE.attention, max_tokens=96, proximity=1),
     )

@@ -6,7 +6,7 @@ import pytest
 from decoding_references import PROMPTS, VOCABULARY, greedy_loop
 
 from jaxcore.distributed import MeshConfig, make_mesh, tree_shardings
-from jaxcore.generation import Sampling, complete
+from jaxcore.generation import Sampling, complete, generate
 from jaxcore.generation.generate import _program
 from jaxcore.models import unstack_layers
 
@@ -73,6 +73,17 @@ def test_a_mesh_changes_nothing(decoder, sizes):
     assert _program._cache_size() == before + 1
     assert tokens_of(found) == tokens_of(expected)
     assert len({tuple(tokens) for row in tokens_of(found) for tokens in row}) > len(prompts)
+
+
+def test_the_samples_of_one_prompt_are_split_where_prompts_are_too_few(decoder):
+    mesh = make_mesh(MeshConfig(data=8))
+    options = {"strategy": Sampling(), "num_samples": 4, "key": jax.random.key(3), "max_new_tokens": COUNT}
+    prompts = [[3, 1, 4]]
+    expected = complete(decoder.model, decoder.params, prompts, **options)
+    found = complete(decoder.model, on_mesh(decoder, mesh), prompts, mesh=mesh, **options)
+    assert tokens_of(found) == tokens_of(expected)
+    with pytest.raises(ValueError, match="global batch 4 does not divide over 8 batch shards"):
+        generate(decoder.model, decoder.params, np.asarray(prompts), mesh=mesh, **options)
 
 
 def on_mesh(decoder, mesh):
