@@ -276,9 +276,9 @@ class Task(NamedTuple):
     name: str
     queries: list[HighlightQuery]
     rewrite: TextGenerator | None
-    """Rewrites highlights; None: highlights are located as they are, in their sentence."""
+    """Rewrites highlights (step A); None: the host's language model does, where it has one to prompt."""
     quote: TextGenerator | None
-    """Quotes sources."""
+    """Quotes sources; None as above."""
 
 
 def open_tasks(config: Config) -> list[Task]:
@@ -499,13 +499,13 @@ def other_highlights(queries: Sequence[HighlightQuery]) -> list[tuple[Offsets, .
     return others
 
 
-def rewritten_claims(config: Config, task: Task, generate: TextGenerator) -> list[Rewritten]:
+def rewritten_claims(config: Config, queries: Sequence[HighlightQuery], generate: TextGenerator) -> list[Rewritten]:
     """Step A for every query."""
     return [
         decontextualise(
             query.highlight, query.sentence, query.text.output, generate, seed=config.seed, attempts=config.attempts
         )
-        for query in task.queries
+        for query in queries
     ]
 
 
@@ -569,8 +569,9 @@ def evaluate_task(config: Config, task: Task, host: Host, internals: str) -> Eva
     raw = add("highlight", [request_of(query, query.highlight, query.candidates) for query in queries])
     metrics: dict[str, float] = {**chosen, "highlight/cut_short": _cut_short(raw)}
     claims: list[Rewritten] = []
-    if task.rewrite is not None:
-        claims = rewritten_claims(config, task._replace(queries=queries), task.rewrite)
+    rewrite, quote = (given or (host.generate if config.prompting else None) for given in (task.rewrite, task.quote))
+    if rewrite is not None:
+        claims = rewritten_claims(config, queries, rewrite)
         found = add("claim", [claim_request(q, c, q.candidates) for q, c in zip(queries, claims, strict=True)])
         metrics |= _top_source(queries, raw, found)
     if task.name == "granular":
@@ -591,7 +592,6 @@ def evaluate_task(config: Config, task: Task, host: Host, internals: str) -> Eva
     metrics |= _gains(config, queries, scores, metrics)
     if task.name in ("spark", "example"):
         metrics |= _without_metadata(config, queries, locate, threshold, scores["highlight"])
-    quote = task.quote or host.generate
     if config.prompting and quote is not None:
         metrics |= _prompted(config, queries, claims, quote, attributed)
     return Evaluated({f"{task.name}/{internals}/{k}": v for k, v in metrics.items()}, attributed, scores, queries)

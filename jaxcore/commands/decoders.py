@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxcore.generation.prompts import chat_prompt
 from jaxcore.models import DecoderConfig, read_config
 
 
@@ -29,3 +30,8 @@ def ending_tokens(tokenizer: Any, config: DecoderConfig) -> tuple[int, ...]:
     """Tokens that end a text: the tokenizer's, and all that the model's configuration lists (chat models: several)."""
     own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     return tuple(dict.fromkeys([*own, *config.eos_token_ids]))
+
+
+def prompt_ids(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
+    """Token ids of a prompt as it is, or as a user's message in the chat template."""
+    return chat_prompt(tokenizer, text) if chat else tokenizer(text, verbose=False)["input_ids"]

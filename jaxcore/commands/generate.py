@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import option_names, parse_arguments
-from jaxcore.commands.decoders import check_tokenizer, ending_tokens, read_decoder_config
+from jaxcore.commands.decoders import check_tokenizer, ending_tokens, prompt_ids, read_decoder_config
 from jaxcore.commands.generate_options import GenerateOptions, StrategyOptions, check_options
 from jaxcore.commands.line_file import LineFile, check_new_file
 from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, open_texts, progress_bar
@@ -225,7 +225,8 @@ def _encode(
         raise ValueError(
             f"--max-new-tokens {options.max_new_tokens} leaves no room for a prompt in the model's context of {context}"
         )
-    ids = [tokenizer(source[row]["text"], verbose=False)["input_ids"] for row in range(len(source))]
+    encode = functools.partial(prompt_ids, tokenizer, chat=options.chat)
+    ids = [encode(source[row]["text"]) for row in range(len(source))]
     for row, tokens in enumerate(ids):
         if not tokens:
             raise ValueError(f"empty prompt: prompt {row} has no token: {source[row]['text']!r:.80}")
@@ -271,7 +272,7 @@ def _line_file(
     steering: SteeringVectors | None,
     mesh: Mesh,
 ) -> LineFile:
-    names = ("strategy", "max_new_tokens", "num_samples", "seed", "dtype", "field")
+    names = ("strategy", "max_new_tokens", "num_samples", "seed", "dtype", "field", "chat")
     steered = "" if steering is None else f"{steering.digest()}, strength {options.strength}"
     settings = {  # what decides the lines, to the last byte
         **{name: str(getattr(options, name)) for name in names},

@@ -64,6 +64,9 @@ class GenerateOptions:
     """Or prompts of a file: .jsonl, .csv, .tsv or .parquet (records), .txt (one prompt a line), or tfds:NAME/SPLIT."""
     field: str = "text"
     """The field of a record that holds the prompt."""
+    chat: bool = False
+    """Whether a prompt is a user's message, put into the tokenizer's chat template; otherwise it is continued as it is.
+    """
     strategy: str = "greedy"
     """How tokens are chosen; see --strategies."""
     strategies: bool = False

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import option_names, parse_arguments
-from jaxcore.commands.decoders import check_tokenizer, ending_tokens, read_decoder_config
+from jaxcore.commands.decoders import check_tokenizer, ending_tokens, prompt_ids, read_decoder_config
 from jaxcore.commands.line_file import check_new_file
 from jaxcore.commands.steer_options import SteerOptions, check_options
 from jaxcore.commands.text_runs import load_model_tokenizer, open_texts
@@ -151,7 +151,7 @@ def apply_vectors(options: SteerOptions) -> None:
         complete,
         model,
         params,
-        prompts,
+        [prompt_ids(tokenizer, prompt, chat=options.chat) for prompt in prompts],
         max_new_tokens=options.max_new_tokens,
         tokenizer=tokenizer,
         strategy=Sampling(temperature=options.temperature) if options.temperature else Greedy(),

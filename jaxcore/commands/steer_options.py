@@ -54,6 +54,8 @@ class SteerOptions:
     """Or prompts of a file: .jsonl, .csv, .tsv or .parquet (records), .txt (one prompt a line)."""
     field: str = "text"
     """The field of a record that holds the prompt."""
+    chat: bool = False
+    """Whether a prompt to continue is a user's message, put into the tokenizer's chat template."""
     max_new_tokens: int = 64
     """Most tokens of a continuation."""
     temperature: float = 0.0

@@ -40,3 +40,16 @@ def pad_left(prompts: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarray
         padded[index, width - len(row) :] = row
         mask[index, width - len(row) :] = 1
     return padded, mask
+
+
+def chat_prompt(tokenizer: Any, message: str) -> list[int]:
+    """Token ids of a user's message by the tokenizer's chat template, up to where the model's answer begins.
+
+    Raises:
+        ValueError: a tokenizer without a chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the tokenizer has no chat template: give the prompt as the model expects it")
+    turns = [{"role": "user", "content": message}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has them

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 
 from jaxcore.generation.completions import complete
+from jaxcore.generation.prompts import chat_prompt
 from jaxcore.generation.sampling import GREEDY
 from jaxcore.generation.strategy import Strategy
 
@@ -30,9 +31,7 @@ def model_generator(
     def generate(prompt: str, seed: int) -> str:
         given: Any = prompt
         if getattr(tokenizer, "chat_template", None):
-            message = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            given = tokenizer(text, add_special_tokens=False)["input_ids"]
+            given = chat_prompt(tokenizer, prompt)
         [[completion]] = complete(
             model,
             params,

@@ -153,6 +153,21 @@ def test_steered_lines_of_a_model_in_parts_are_those_of_complete(folder, tmp_pat
         command.generate(dataclasses.replace(again, strength=1.0, resume=True))
 
 
+def test_a_message_is_put_into_the_chat_template(folder, tmp_path, capsys):
+    """The template's own special token, and no second one; a tokenizer without a template is refused."""
+    tokenizer = load_tokenizer(folder / "model")
+    tokenizer.chat_template = "{% for turn in messages %}house {{ turn.content }} river{% endfor %}"
+    tokenizer.save_pretrained(str(tmp_path / "chat"))
+    output, given = tmp_path / "out.jsonl", ("--chat", "--prompt", "the cat")
+    assert main(arguments(folder, *given, output=output, tokenizer=tmp_path / "chat")) == 0
+    (line,) = read(output)
+    assert line["prompt"] == "the cat"
+    assert line["tokens"] == completed(folder, ["house the cat river"])[0][0].tokens
+    assert line["tokens"] != completed(folder, ["the cat"])[0][0].tokens
+    assert main(arguments(folder, *given)) == 2
+    assert "the tokenizer has no chat template" in capsys.readouterr().err
+
+
 def test_an_assistant_drafts_and_changes_nothing(folder, tmp_path):
     output = tmp_path / "out.jsonl"
     given = {"input": folder / "prompts.jsonl", "assistant": folder / "model", "num_draft_tokens": 2}
