@@ -94,6 +94,7 @@ from jaxcore.training import (
     read_metrics,
     write_results,
 )
+from jaxcore.training.run_parts import run_part
 from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
