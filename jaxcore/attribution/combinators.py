@@ -265,6 +265,8 @@ def chunked(
             raise ValueError(f"context must hold arrays [{batch}, ...]: got {jax.tree.map(jnp.shape, context)}")
         named = {"baseline": broadcast_baseline(options.pop("baseline"), inputs)} if "baseline" in options else {}
         key, rest = (args[:1], args[1:]) if takes_key else ((), args)
+        if takes_key and "key" in options:  # by name or by place, each example gets its own
+            key, rest = (options.pop("key"),), args
 
         def one(item: Any) -> Any:
             example, number = item

@@ -78,6 +78,8 @@ def token_f1(
 
     Source: DeYoung et al. 2020 (ERASER).
     """
+    if isinstance(k, int) and k < 1:
+        raise ValueError(f"k must be at least 1: got {k}")
     marked = _marked(token_scores, rationales, mask)
     k = jnp.sum(marked, axis=1) if k is None else k
     marked = marked.astype(jnp.float32)

@@ -57,6 +57,8 @@ def margin(predict: Predict, target: Target) -> Score:
 
     def score(inputs: Inputs) -> Array:
         logits = _class_scores(predict, inputs)
+        if logits.shape[-1] < 2:
+            raise ValueError(f"a margin is over other classes: expected scores of at least 2, got {logits.shape}")
         chosen = jax.nn.one_hot(_target(target, logits), logits.shape[-1], dtype=bool)
         return _chosen(logits, target) - jnp.max(jnp.where(chosen, -jnp.inf, logits), axis=-1)
 

@@ -274,6 +274,7 @@ def test_random_methods_draw_for_each_example_whatever_the_chunk():
     found = [chunked(method, chunk_size=size)(cubes, same, KEY) for size in (2, 7)]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
     assert np.unique(np.asarray(found[0])[:, 0]).size == 7
+    np.testing.assert_array_equal(chunked(method, chunk_size=2)(cubes, same, key=KEY), found[0])
     # All subsets of three features: nothing is left to chance.
     shap = chunked(kernel_shap, chunk_size=3)(cubes, MANY, KEY, num_samples=6)
     np.testing.assert_allclose(shap, MANY**3, atol=1e-4)

@@ -118,3 +118,8 @@ def test_simulation():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((2, 3), np.float32))
+
+
+def test_f1_of_no_token_is_refused():
+    with pytest.raises(ValueError, match="k must be at least 1: got 0"):
+        token_f1(np.ones((1, 2)), np.ones((1, 2), bool), k=0)

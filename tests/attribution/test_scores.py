@@ -67,3 +67,8 @@ def test_targets_may_be_traced():
 def test_bad_targets_are_named(score, message):
     with pytest.raises(ValueError, match=message):
         score(LOGITS)
+
+
+def test_a_margin_needs_another_class():
+    with pytest.raises(ValueError, match=r"expected scores of at least 2, got \(3, 1\)"):
+        scores.margin(lambda x: x[:, :1], 0)(jnp.ones((3, 2)))
