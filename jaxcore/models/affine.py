@@ -125,6 +125,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... outputs"]:
         by_outputs = self.has_variable("params", BY_OUTPUTS.format("kernel"))
+        kernel: Any
         if by_outputs:
             kernel = self.get_variable("params", BY_OUTPUTS.format("kernel"))
         else:
