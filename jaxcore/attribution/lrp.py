@@ -1,11 +1,13 @@
 """Layer-wise relevance propagation: a score distributed over the inputs, layer by layer, with conservation."""
 
 import dataclasses
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from jaxcore.attribution.compiled_programs import run_compiled
@@ -135,7 +137,7 @@ def lrp(
         linear z = W x + b          by `linear`: Epsilon, Gamma or AlphaBeta
         activation y = f(x)         R_x = R_y
         product, attention a b      R_y / 2 to each of a and b
-        normalisation x / sqrt(v)   sqrt(v) counts as a constant
+        normalisation x / sqrt(v)   sqrt(v) counts as a constant, as a divisor and as the factor 1 / sqrt(v)
         softmax                     R_x = x (R_y - y sum(R_y)), its Taylor expansion at x
         maximum                     all to the largest
 
@@ -190,6 +192,14 @@ def _linear_rules(linear: Any) -> dict[str, LinearRule]:
     return {name: given.get(name, Epsilon()) for name in layers}
 
 
+@jax.tree_util.register_static
+class _Normaliser(enum.Enum):
+    """What a node of one's own normalisation is: a root, or the inverse of one, by which values are multiplied."""
+
+    ROOT = enum.auto()
+    INVERSE_ROOT = enum.auto()
+
+
 @dataclasses.dataclass
 class _Layer:
     """The linear layer that a node is the output of so far: its rule's terms, differentiable, and its settled node."""
@@ -212,7 +222,7 @@ class _Relevance(Propagation):
     def settled(self, node: Node) -> Node:
         """A linear layer's output, whose relevance goes to the terms of its rule by their shares."""
         layer = node.parts
-        if layer is None:
+        if not isinstance(layer, _Layer):
             return node
         if layer.settled is None:
             value, epsilon = widened(node.value), layer.rule.epsilon
@@ -271,7 +281,14 @@ class _Relevance(Propagation):
         elif self.passes(eqn, operands):
             layer = operands[0].parts
             results[0].parts = _Layer(layer.rule, tuple(bind(eqn, [term])[0] for term in layer.terms))
+        else:
+            results[0].parts = _normaliser(eqn, operands)
         return results
+
+    def _composed(self, eqn: core.JaxprEqn, operands: Sequence[Any], root: Node) -> Node:
+        node = super()._composed(eqn, operands, root)
+        node.parts = _normaliser(eqn, operands)
+        return node
 
     def link(self, node: Node) -> Any:
         x = widened(node.root.value)
@@ -280,7 +297,13 @@ class _Relevance(Propagation):
         return scaled([node.root.value], [multiplier], node.value)
 
     def bilinear(self, eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        constants = [x.parts is _Normaliser.INVERSE_ROOT for x in operands]
+        if eqn.primitive.name == "mul" and sum(constants) == 1:
+            kept = zip(operands, constants, strict=True)
+            return bind_nodes(eqn, [without_derivative(x.value) if constant else x for x, constant in kept])
         (result,) = bind_nodes(eqn, operands)
+        if eqn.primitive.name == "mul" and all(constants):
+            result.parts = _Normaliser.INVERSE_ROOT
         function = as_function(eqn, operands)
 
         def pull(values: Any, cotangent: Any) -> Any:
@@ -292,9 +315,6 @@ class _Relevance(Propagation):
 
     def quotient(self, eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         return bind_nodes(eqn, [operands[0], without_derivative(operands[1].value)])
-
-    def normaliser(self, eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-        return [without_derivative(result.value) for result in bind_nodes(eqn, operands)]
 
     def extremum(self, eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         return bind_nodes(eqn, operands)
@@ -311,5 +331,23 @@ class _Relevance(Propagation):
         return widened(stage.exponentials.value) / widened(stage.total.value).reshape(stage.keepdims_shape)
 
 
+def _normaliser(eqn: core.JaxprEqn, operands: Sequence[Any]) -> _Normaliser | None:
+    """What the result of an equation is, if it is a root, an inverse root, or a multiple or another form of one."""
+    name, nodes = eqn.primitive.name, [x for x in operands if isinstance(x, Node)]
+    if name in ("sqrt", "rsqrt"):
+        return _Normaliser.ROOT if name == "sqrt" else _Normaliser.INVERSE_ROOT
+    if name == "pow" and np.ndim(operands[1]) == 0 and isinstance(operands[1], np.ndarray | np.generic | float):
+        return {0.5: _Normaliser.ROOT, -0.5: _Normaliser.INVERSE_ROOT}.get(float(operands[1]))
+    if len(nodes) != 1 or not isinstance(nodes[0].parts, _Normaliser):
+        return None
+    kind = nodes[0].parts
+    if (name == "div" and operands[1] is nodes[0]) or (name == "integer_pow" and eqn.params["y"] == -1):
+        return _Normaliser.INVERSE_ROOT if kind is _Normaliser.ROOT else _Normaliser.ROOT
+    keeps = name in _REFORMED or (name in ("add", "max", "clamp") and kind is _Normaliser.ROOT)  # sqrt(v) + epsilon
+    return kind if keeps else None
+
+
+# What leaves a normaliser one.
+_REFORMED = ("mul", "div", "broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose", "convert_element_type")
 # What may stand between a linear layer and its bias or activation: the same numbers in another form.
 _PASSED_ON = ("reshape", "transpose", "squeeze", "convert_element_type", "name", "copy", "optimization_barrier")

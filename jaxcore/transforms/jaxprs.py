@@ -188,7 +188,8 @@ def typed_like(value: Any, like: Any) -> Any:
 
 def _interpret(eqn: core.JaxprEqn, operands: Sequence[Any], rules: Rules, loops: Loops) -> Outcome:
     if rules.lift is not None and jax.tree_util.all_leaves(operands):
-        return bind(eqn, operands), {}
+        known = _known_number(eqn, operands)
+        return bind(eqn, operands) if known is None else [known], {}
     if rules.label(eqn) is not None:
         return rules.apply(eqn, operands, loops)
     if rules.lift is not None:
@@ -204,6 +205,21 @@ def _interpret(eqn: core.JaxprEqn, operands: Sequence[Any], rules: Rules, loops:
             f"(these can: {', '.join(sorted(_ENTER))}); move it out of that call, or do not ask for it"
         )
     return enter(eqn, operands, rules, loops)
+
+
+def _known_number(eqn: core.JaxprEqn, operands: Sequence[Any]) -> np.ndarray | None:
+    """A literal number, converted or broadcast: as a numpy array (of one element in memory), which rules can read
+    while the program is traced, as they cannot read what is bound under jit."""
+    is_number = len(operands) == 1 and np.ndim(operands[0]) == 0 and isinstance(operands[0], _NUMBERS)
+    if not is_number or eqn.primitive.name not in ("convert_element_type", "broadcast_in_dim"):
+        return None
+    type_ = result_type(eqn)
+    if eqn.params.get("sharding") is not None or not isinstance(type_.dtype, np.dtype):
+        return None
+    return np.broadcast_to(np.asarray(operands[0]).astype(type_.dtype), type_.shape)
+
+
+_NUMBERS = np.ndarray | np.generic | float | int
 
 
 def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:

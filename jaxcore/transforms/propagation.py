@@ -12,8 +12,8 @@ recognised across equations, since the rules of their parts would misjudge the w
 
 - An elementwise function written with several primitives (gelu, x * sigmoid(x), leaky_relu by where, softplus): every
   value that is a function of one `Node` alone, its root, element by element, is linked to that root directly.
-- softmax, log_softmax and logsumexp, with or without the shift by a maximum that carries no gradient:
-  `softmax_recognition`.
+- softmax, log_softmax and logsumexp, with or without the shift by a maximum that carries no gradient, masked or
+  weighted: `softmax_recognition`.
 """
 
 import dataclasses
@@ -150,7 +150,7 @@ class Propagation:
         raise NotImplementedError
 
     def softmax_weights(self, stage: Stage) -> Any:
-        """L in the derivative of softmax, ``L_i (ct_i - sum_j L_j ct_j / sum_j L_j)``."""
+        """L in the derivative of softmax, ``u_i L_i ct_i - w_i L_i sum_j u_j L_j ct_j / sum_j w_j L_j``."""
         raise NotImplementedError
 
     # The engine.
@@ -292,9 +292,9 @@ class Propagation:
 
     def _softmax(self, eqn: core.JaxprEqn, operands: Sequence[Any], stage: Stage) -> Node:
         (node,) = bind_nodes(eqn, operands)
-        weights = self.softmax_weights(stage)
+        residuals = self.softmax_weights(stage), stage.weight, stage.numerator_weight
         pull = functools.partial(_pull_softmax, eqn.primitive.name, stage.axes)
-        node.value = routed(pull, (self.settled(stage.source).value,), (weights,), node.value)
+        node.value = routed(pull, (self.settled(stage.source).value,), residuals, node.value)
         return node
 
     def _composed(self, eqn: core.JaxprEqn, operands: Sequence[Any], root: Node) -> Node:
@@ -322,20 +322,25 @@ class Propagation:
             operand = self._settle(operand)
             if not isinstance(operand, Node) or operand.shape == shape:
                 return operand
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, shape), operand)
+            value, reference, parts = jax.tree.map(
+                lambda x: jnp.broadcast_to(x, shape), (operand.value, operand.reference, operand.parts)
+            )
+            return Node(value, reference, parts=parts)
 
         return [spread(operand) for operand in operands]
 
 
 def _pull_softmax(final: str, axes: Any, residuals: Any, cotangent: Any) -> tuple[Any]:
-    (weights,) = residuals
-    share = weights / jnp.sum(weights, axis=axes, keepdims=True)
+    weights, weight, numerator_weight = residuals
+    summed = weights if weight is None else weights * weight
+    share = summed / jnp.sum(summed, axis=axes, keepdims=True)
     if final == "add":  # logsumexp
         kept = tuple(1 if i in axes else n for i, n in enumerate(weights.shape))
         return (cotangent.reshape(kept) * share,)
     if final == "sub":  # log_softmax
         return (cotangent - share * jnp.sum(cotangent, axis=axes, keepdims=True),)
-    return (weights * (cotangent - jnp.sum(share * cotangent, axis=axes, keepdims=True)),)
+    gained = cotangent * (weights if numerator_weight is None else weights * numerator_weight)
+    return (gained - share * jnp.sum(gained, axis=axes, keepdims=True),)
 
 
 def _shared_root(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Node | None:

@@ -1,10 +1,13 @@
 """softmax, log_softmax and logsumexp recognised in a jaxpr, where they are several equations.
 
-    m = max(a);  s = a - stop_gradient(m);  y = exp(s);  S = sum(y);  then  y / S,  s - log(S)  or  log(S) + m
+    m = max(a');  s = a - stop_gradient(m);  y = u exp(s);  S = sum(w exp(s));  then  y / S,  s - log(S)  or  log(S) + m
+
+The maximum may be absent, or of other values than a (masked ones, say), since it cancels. The weights u and w are
+arrays that do not depend on the inputs: masks (`where=`), coefficients (`b=` of logsumexp), or 1.
 
 A propagation rule for the whole is shift-invariant and well conditioned, as the rules of the parts are not: the shift
-carries no gradient, yet differs between an input and its reference. `next_stage` follows the steps from value to value
-(the shift may be absent), `completed_softmax` says when the last one is reached.
+carries no gradient, yet differs between an input and its reference. `next_stage` follows the steps from value to value,
+`completed_softmax` says when the last one is reached.
 """
 
 import dataclasses
@@ -12,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -24,17 +28,23 @@ class Stage:
 
     name: "max", "shifted", "exp", "sum" or "log_sum".
     node: the value at this step.
+    shift: stands for the number m, which one step subtracts and another may add again.
     shifted: s, or `source` where nothing was subtracted.
-    exponentials, total: y and S, once reached.
+    exponentials, total: exp(s) and S, once reached.
+    weight: what exp(s) has been multiplied by, None for 1; w from the sum on.
+    numerator_weight: u, in a completed softmax.
     aligned: for values reduced over the axes, whether they stand in keepdims form.
     """
 
     name: str
     source: Any
     axes: tuple[int, ...] | None
+    shift: Any = None
     shifted: Any = None
     exponentials: Any = None
     total: Any = None
+    weight: Any = None
+    numerator_weight: Any = None
     aligned: bool = False
     node: Any = None
 
@@ -52,7 +62,8 @@ def next_stage(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Stage | None:
     """The step that the equation's result is, if any; its `node` is for the caller to fill in."""
     name, first = eqn.primitive.name, operands[0] if operands else None
     if name == "reduce_max":
-        return Stage("max", first, tuple(eqn.params["axes"]), aligned=not _kept(first, eqn.params["axes"]))
+        axes = tuple(eqn.params["axes"])
+        return Stage("max", first, axes, shift=object(), aligned=not _kept(first, axes))
     if name == "exp":
         shifted = _stage(first, "shifted")
         if shifted is not None:
@@ -60,18 +71,18 @@ def next_stage(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Stage | None:
         return Stage("exp", first, None, shifted=first)
     if name == "reduce_sum" and (stage := _stage(first, "exp")) is not None:
         axes = tuple(eqn.params["axes"])
-        matches = stage.axes is None or sorted(stage.axes) == sorted(axes)
-        aligned = not _kept(first, axes)
-        return (
-            dataclasses.replace(stage, name="sum", axes=axes, exponentials=first, aligned=aligned) if matches else None
+        if stage.axes is not None and sorted(stage.axes) != sorted(axes):
+            return None
+        return dataclasses.replace(
+            stage, name="sum", axes=axes, exponentials=stage.exponentials or first, aligned=not _kept(first, axes)
         )
     if name == "log" and (stage := _stage(first, "sum")) is not None:
         return dataclasses.replace(stage, name="log_sum", total=first)
     if name == "sub" and (stage := _stage(operands[1], "max")) is not None:
-        if stage.source is first and _stands_beside(stage, operands[1]):
-            return dataclasses.replace(stage, name="shifted", aligned=True)
+        if getattr(first, "shape", None) == stage.source.shape and _stands_beside(stage, operands[1]):
+            return dataclasses.replace(stage, name="shifted", source=first, aligned=True)
         return None
-    return _carried(eqn, operands)
+    return _weighted(eqn, operands) or _carried(eqn, operands)
 
 
 def completed_softmax(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Stage | None:
@@ -80,7 +91,7 @@ def completed_softmax(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Stage | No
     if name == "div":
         exponentials, total = _stage(operands[0], "exp"), _stage(operands[1], "sum")
         if exponentials and total and total.shifted is exponentials.shifted and _stands_beside(total, operands[1]):
-            return dataclasses.replace(total, total=operands[1])
+            return dataclasses.replace(total, total=operands[1], numerator_weight=exponentials.weight)
     if name == "sub":
         log_sum = _stage(operands[1], "log_sum")
         if log_sum and log_sum.shifted is operands[0] and _stands_beside(log_sum, operands[1]):
@@ -88,7 +99,7 @@ def completed_softmax(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Stage | No
     if name == "add":
         for one, other in (tuple(operands), tuple(operands)[::-1]):
             log_sum, maximum = _stage(one, "log_sum"), _stage(other, "max")
-            if log_sum and maximum and log_sum.source is maximum.source and one.shape == other.shape:
+            if log_sum and maximum and log_sum.shift is maximum.shift and one.shape == other.shape:
                 return log_sum if math.prod(one.shape) == math.prod(log_sum.keepdims_shape) else None
     return None
 
@@ -102,13 +113,37 @@ def _stands_beside(stage: Stage, node: Any) -> bool:
     return stage.aligned and node.shape in ((), stage.keepdims_shape, stage.source.shape)
 
 
+def _weighted(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Stage | None:
+    """The stage of exponentials that the equation multiplies by an array, or masks with zeros."""
+    name = eqn.primitive.name
+    stages = [(i, stage) for i, x in enumerate(operands) if (stage := _stage(x, "exp")) is not None]
+    if len(stages) != 1 or name not in ("mul", "div", "select_n"):
+        return None
+    ((place, stage),) = stages
+    others = [x for i, x in enumerate(operands) if i != place]
+    if any(hasattr(x, "softmax") for x in others) or operands[place].shape != stage.source.shape:
+        return None  # a weight that depends on the inputs
+    if name == "select_n":
+        if place == 0 or not all(_is_filled(x, 0) for x in others[1:]):
+            return None
+        factor = jnp.asarray(others[0], jnp.int32) == place - 1
+    elif name == "div":
+        if place != 0:
+            return None
+        factor = 1 / jnp.asarray(others[0])
+    else:
+        factor = jnp.asarray(others[0])
+    weight = factor if stage.weight is None else stage.weight * factor
+    return dataclasses.replace(stage, weight=weight, exponentials=stage.exponentials or operands[place])
+
+
 def _carried(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Stage | None:
     """The stage of a reduced value that the equation only reshapes, or passes on."""
     name = eqn.primitive.name
     if name == "max":
         for one, other in (tuple(operands), tuple(operands)[::-1]):
-            if (stage := _stage(one, "max")) is not None and _is_minus_infinity(other):
-                return stage
+            if (stage := _stage(one, "max")) is not None and not hasattr(other, "softmax"):
+                return stage if _is_filled(other, -np.inf) else dataclasses.replace(stage, shift=object())
         return None
     if name == "select_n":  # logsumexp replaces an infinite maximum
         stages = [stage for x in operands[1:] if (stage := _stage(x, "max")) is not None]
@@ -134,5 +169,11 @@ def _broadcast(eqn: core.JaxprEqn, stage: Stage, operand: Any) -> Stage | None:
     return dataclasses.replace(stage, aligned=True) if fits else None
 
 
-def _is_minus_infinity(operand: Any) -> bool:
-    return isinstance(operand, np.ndarray | np.generic | float) and np.ndim(operand) == 0 and operand == -np.inf
+def _is_filled(operand: Any, number: float) -> bool:
+    """Whether all entries are known, while the program is traced, to be `number`."""
+    if not isinstance(operand, np.ndarray | np.generic | float | int):
+        return False
+    array = np.asarray(operand)
+    return array.size > 0 and bool(
+        np.all(array[tuple(slice(None, 1 if n == 0 else None) for n in array.strides)] == number)
+    )

@@ -123,13 +123,22 @@ def transformer_block(x):
     return jax.nn.log_softmax(h[:, 0] @ V)[:, 1] + jax.nn.logsumexp(h[:, 1], axis=-1)
 
 
+def masked_softmax(x):
+    mask, h = jnp.arange(4) < 3, jnp.sum(x @ W, axis=-1)
+    weights = jnp.asarray([0.5, 2.0, 1.0, 0.1])
+    kept = jnp.where(mask, jax.nn.log_softmax(h, where=mask), 0) + jax.nn.softmax(h, where=mask)
+    return kept @ U[0, :4] + jax.nn.logsumexp(h, axis=1, b=weights) + jax.nn.logsumexp(h, axis=1, where=mask)
+
+
 def similarity(x):
     from jaxcore.attribution.scores import similarity
 
     return similarity(lambda x: jnp.tanh(x.mean(1) @ W), jnp.asarray(U[0]))(x)
 
 
-@pytest.mark.parametrize("score", [scan_rnn, scan_lstm, transformer_block, similarity], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "score", [scan_rnn, scan_lstm, transformer_block, masked_softmax, similarity], ids=lambda f: f.__name__
+)
 def test_completeness_of_plain_jax(score):
     inputs, baseline = RNG.standard_normal((2, 3, 4, 5))[:, :2]
     assert largest_error(score, jnp.asarray(inputs), baseline) < 1e-9

@@ -47,6 +47,56 @@ def test_a_scanned_network_conserves_its_score():
     np.testing.assert_allclose(relevance.sum(1), score(jnp.asarray(X)), rtol=1e-8)
 
 
+NORMALISED = {
+    "rsqrt": lambda h: h * jax.lax.rsqrt(jnp.mean(h**2, 1, keepdims=True)) * W[0, :6],
+    "power": lambda h: h * (jnp.mean(h**2, 1, keepdims=True) + 1e-9) ** -0.5,
+    "inverse of a root": lambda h: (1 / jnp.maximum(jnp.sqrt(jnp.mean(h**2, 1, keepdims=True)), 1e-9)) * h,
+    "two factors": lambda h: h * (jax.lax.rsqrt(jnp.sum(h**2, 1)) * jax.lax.rsqrt(jnp.sum((h @ U) ** 2, 1)))[:, None],
+}
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_an_inverse_root_that_multiplies_counts_as_a_constant(name):
+    normalised = NORMALISED[name]
+    h = X @ W
+    factor = np.asarray(normalised(jnp.asarray(h))) / h  # one for each row (and coordinate)
+    relevance = lrp(lambda x: normalised(x @ W) @ V[:, 0], jnp.asarray(X), linear=Epsilon(0.0))
+    np.testing.assert_allclose(relevance, X * ((factor * V[:, 0]) @ W.T), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda x: -jnp.linalg.norm(x @ W, axis=1),
+        lambda x: jax.nn.squareplus(x @ W) @ V[:, 0],
+        lambda x: jnp.std(x @ W, axis=1) * jnp.sqrt(jnp.sum(x**2, axis=1)),
+    ],
+    ids=["norm", "squareplus", "std"],
+)
+def test_a_root_that_normalises_nothing_passes_its_relevance_on(score):
+    relevance = lrp(score, jnp.asarray(X), linear=Epsilon(0.0))
+    np.testing.assert_allclose(relevance.sum(1), score(jnp.asarray(X)), rtol=1e-9)
+    assert np.abs(np.asarray(relevance)).max() > 0.01
+
+
+MASK = np.arange(5) < 3
+
+
+@pytest.mark.parametrize(
+    ("masked", "kept"),
+    [
+        (lambda x: jax.nn.softmax(x, where=MASK) @ U[0, :5], lambda x: jax.nn.softmax(x) @ U[0, :3]),
+        (lambda x: jax.nn.logsumexp(x, axis=1, where=MASK), lambda x: jax.nn.logsumexp(x, axis=1)),
+        (lambda x: jax.nn.logsumexp(x, axis=1, b=2.0 * MASK), lambda x: jax.nn.logsumexp(x, axis=1) + np.log(2)),
+    ],
+    ids=["softmax", "logsumexp", "coefficients"],
+)
+def test_a_mask_inside_softmax_leaves_the_relevance_of_what_is_kept(masked, kept):
+    relevance = lrp(masked, jnp.asarray(X))
+    np.testing.assert_allclose(relevance[:, :3], lrp(kept, jnp.asarray(X[:, :3])), rtol=1e-9)
+    np.testing.assert_array_equal(relevance[:, 3:], 0)
+
+
 def test_biases_and_epsilon_absorb_what_they_contribute():
     """One layer by hand: R_j = sum_i x_j w_ij a_i v_i / (z_i + epsilon sign z_i), z with its bias."""
     bias, epsilon = RNG.standard_normal(6), 0.1

@@ -30,6 +30,9 @@ class Marked(Propagation):
     def extremum(self, eqn, operands):
         return bind_nodes(eqn, operands)
 
+    def selection(self, eqn, operands):
+        return bind_nodes(eqn, operands)
+
 
 def multipliers(score, inputs, rules=None):
     inputs = jnp.asarray(inputs)
@@ -76,6 +79,21 @@ def test_loops_and_branches_carry_nodes_where_an_iteration_makes_them():
 SQUARE = np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)
 
 
+MASK = np.array([True, False, True])
+
+
+def shifted(values, maximum_of, masked_value):
+    exponentials = jnp.exp(values - jax.lax.stop_gradient(maximum_of.max(2, keepdims=True)))
+    return exponentials / jnp.where(MASK, exponentials, masked_value).sum(2, keepdims=True)
+
+
+def raised_logsumexp(values, adds_what_it_subtracts):
+    maximum = values.max(1, keepdims=True)
+    raised = jnp.maximum(maximum, 9.0)
+    total = jnp.sum(jnp.exp(values - raised), 1, keepdims=True)
+    return jnp.log(total) + (raised if adds_what_it_subtracts else maximum)
+
+
 @pytest.mark.parametrize(
     ("f", "is_softmax"),
     [
@@ -86,12 +104,22 @@ SQUARE = np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)
         (lambda x: jnp.exp(x) / jnp.exp(x).sum(1, keepdims=True), True),
         (lambda x: jnp.exp(x) / jnp.exp(x).sum(2)[:, None, :], False),  # sums over one axis, divides along another
         (lambda x: jnp.exp(x) / jnp.exp(2 * x).sum(1, keepdims=True), False),
+        (lambda x: jax.nn.softmax(x, where=MASK), True),
+        (lambda x: jnp.where(MASK, jax.nn.log_softmax(x, where=MASK), 0), True),
+        (lambda x: jax.nn.logsumexp(x, axis=1, keepdims=True, where=MASK), True),
+        (lambda x: jax.nn.logsumexp(x, axis=1, keepdims=True, b=SQUARE**2), True),
+        (lambda x: 0.5 * jnp.exp(x) / (jnp.exp(x) * SQUARE**2 / 2).sum(1, keepdims=True), True),
+        (lambda x: shifted(jnp.where(MASK, x, -jnp.inf), x, 0), True),  # a maximum of other values cancels, too
+        (lambda x: shifted(x, x, 1), False),  # a constant beside the exponentials is no mask
+        (lambda x: jnp.exp(x) / (jnp.exp(x) * x).sum(1, keepdims=True), False),  # nor is a weight that varies
+        (lambda x: raised_logsumexp(x, False), False),  # another number is added than was subtracted
+        (lambda x: raised_logsumexp(x, True), True),
     ],
 )
 def test_softmax_is_recognised_and_what_only_looks_like_it_is_not(f, is_softmax):
     """The marked rule of softmax has no 7 in it, that of exp or log has."""
     weights = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
-    values = multipliers(lambda x: jnp.sum(f(x) * weights, (1, 2)), SQUARE)
+    values = jax.jit(lambda x: multipliers(lambda x: jnp.sum(f(x) * weights, (1, 2)), x))(SQUARE)
     assert bool(np.abs(values).max() < 7 * np.abs(weights).max() * 0.9) == is_softmax
 
 
