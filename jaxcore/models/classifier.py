@@ -71,7 +71,7 @@ class ClassifierConfig:
 
 @flax.struct.dataclass
 class ClassifierOutput:
-    """Class scores (float32), and the encoder's vector per token."""
+    """Class scores (float32), and the encoder's vector per token (of the first one, if its config says so)."""
 
     logits: Float[Array, "batch classes"]
     last_hidden_state: Float[Array, "batch time hidden"]

@@ -14,8 +14,8 @@ from jaxcore.models.activations import ACTIVATIONS
 from jaxcore.models.affine import LayerNorm, Linear, linear
 from jaxcore.models.attention import attend
 from jaxcore.models.dropout import dropout
-from jaxcore.models.encoder_config import EncoderConfig
-from jaxcore.models.layer_stack import stack_layers
+from jaxcore.models.encoder_config import EncoderConfig, OutputTokens
+from jaxcore.models.layer_stack import fold_layers, stack_layers
 from jaxcore.models.token_table import lookup
 
 
@@ -81,13 +81,25 @@ class Encoder(nn.Module):
             raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the model has {config.max_length} positions")
         x = Embeddings(config, deterministic, name="embeddings")(input_ids, token_type_ids, position_ids)
         mask = None if attention_mask is None else attention_mask.astype(bool)
-        x = self._layers(deterministic)(x, None if mask is None else mask[:, None, None, :])[0]
+        x = self._blocks(x, None if mask is None else mask[:, None, None, :], deterministic)
         pooled = None if config.pooler == "none" else Pooler(config, name="pooler")(x, mask)
         return EncoderOutput(last_hidden_state=x, pooled=pooled)
 
-    def _layers(self, deterministic: bool) -> nn.Module:
-        """All blocks as one scanned module with stacked parameters."""
-        return stack_layers(EncoderLayer, self.config)(self.config, deterministic, name="layers")
+    def _blocks(self, x: Array, mask: Array | None, deterministic: bool) -> Array:
+        """All blocks as one scanned module with stacked parameters; the last one apart where it has less to do."""
+        config = self.config
+        if config.output_tokens == "all" or self.is_initializing():
+            return stack_layers(EncoderLayer, config)(config, deterministic, name="layers")(x, mask)[0]
+        stacked, last = nn.meta.unbox(self.get_variable("params", "layers")), config.num_layers - 1
+        key = None if deterministic else self.make_rng("dropout")
+
+        def apply(params: Any, x: Array, i: Any, output_tokens: OutputTokens = "all") -> Array:
+            rngs = None if key is None else {"dropout": jax.random.fold_in(key, i)}
+            block = EncoderLayer(config, deterministic, output_tokens, parent=None)
+            return block.apply({"params": params}, x, mask, rngs=rngs)[0]
+
+        x = fold_layers(apply, config, stacked, x, count=last)
+        return apply(jax.tree.map(lambda p: p[last], stacked), x, last, "first")
 
 
 class Embeddings(nn.Module):
@@ -125,11 +137,13 @@ class EncoderLayer(nn.Module):
 
     config: EncoderConfig
     deterministic: bool
+    output_tokens: OutputTokens = "all"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time hidden"], mask: Bool[Array, "batch 1 1 time"] | None):
         config = self.config
-        attended = SelfAttention(config, self.deterministic, name="attention")(x, mask)
+        attended = SelfAttention(config, self.deterministic, self.output_tokens, name="attention")(x, mask)
+        x = x[:, : attended.shape[1]]
         if config.architecture != "distilbert":  # which drops attention weights but not attention output
             attended = _drop(self, attended)
         x = constrain_rows(_norm(config, "attention_norm")(x + attended))
@@ -145,6 +159,7 @@ class SelfAttention(nn.Module):
 
     config: EncoderConfig
     deterministic: bool
+    output_tokens: OutputTokens = "all"
 
     @nn.compact
     def __call__(self, x, mask):
@@ -160,12 +175,12 @@ class SelfAttention(nn.Module):
             dropout_rate=config.attention_dropout,
             dropout_key=self.make_rng("dropout") if drops else None,
         )
-        heads = checkpoint_name(heads, "attention_heads").reshape(x.shape)
+        heads = checkpoint_name(heads, "attention_heads").reshape(*heads.shape[:2], config.hidden_size)
         output = _dense(config, config.hidden_size, ("heads", "embed"), "output")(heads)
         return checkpoint_name(output, "attention_output")
 
     def _project(self, x: Float[Array, "batch time hidden"]) -> list[Float[Array, "batch time heads head_dim"]]:
-        """Queries, keys and values as one 2-D product.
+        """Queries (of the tokens to compute), keys and values as one 2-D product, or two.
 
         Heads are the outermost axis of the columns, so that flattening the kernel keeps a sharding by heads.
         """
@@ -175,9 +190,15 @@ class SelfAttention(nn.Module):
         kernel: Any = self.param("qkv_kernel", kernel_init, (config.hidden_size, *columns), jnp.float32)
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("heads", None, None))
         bias: Any = self.param("qkv_bias", bias_init, columns, jnp.float32)
-        kernel, bias = kernel.reshape(config.hidden_size, -1), bias.reshape(-1)
-        projected = linear(x, kernel, bias, dtype=config.dtype).reshape(*x.shape[:2], *columns)
-        return [part.squeeze(3) for part in jax.lax.split(projected, (1, 1, 1), axis=3)]
+
+        def project(x: Array, kernel: Array, bias: Array) -> list[Array]:
+            flat = linear(x, kernel.reshape(config.hidden_size, -1), bias.reshape(-1), dtype=config.dtype)
+            parts = flat.reshape(*x.shape[:2], *bias.shape)
+            return [part.squeeze(3) for part in jax.lax.split(parts, (1,) * bias.shape[1], axis=3)]
+
+        if self.output_tokens == "all":
+            return project(x, kernel, bias)
+        return project(x[:, :1], kernel[:, :, :1], bias[:, :1]) + project(x, kernel[:, :, 1:], bias[:, 1:])
 
 
 class Pooler(nn.Module):

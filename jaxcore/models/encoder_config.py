@@ -8,6 +8,7 @@ from jaxcore.models.attention import AttentionImplementation
 
 Pooler = Literal["cls_tanh", "mean", "mean_linear", "none"]
 Architecture = Literal["bert", "roberta", "distilbert"]
+OutputTokens = Literal["all", "first"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,9 @@ class EncoderConfig:
     """tanh(W h_0 + b), masked mean, masked mean then a linear layer, or no pooled vector."""
     architecture: Architecture = "bert"
     """Family: decides position ids, dropout places and the layout of saved weights."""
+    output_tokens: OutputTokens = "all"
+    """Tokens whose vectors the last block computes. "first" is for those who read no other (classifiers, cls pooling):
+    the last block then costs a sixth, the same numbers come out, and `last_hidden_state` has one token per text."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Compute dtype; parameters are float32, and softmax, norms and means accumulate in float32."""
     attention_implementation: AttentionImplementation = "auto"
@@ -97,6 +101,7 @@ class EncoderConfig:
             "activation": tuple(ACTIVATIONS),
             "pooler": get_args(Pooler),
             "architecture": get_args(Architecture),
+            "output_tokens": get_args(OutputTokens),
             "dtype": ("float32", "bfloat16", "float16"),
             "attention_implementation": get_args(AttentionImplementation),
             "remat": ("none", "full", "dots"),
@@ -117,6 +122,8 @@ class EncoderConfig:
                 "has no token types: set num_token_types=0" if self.architecture == "distilbert" else "needs 1 or more"
             )
             raise ValueError(f"{self.architecture} {wanted}, got num_token_types={self.num_token_types}")
+        if self.output_tokens == "first" and self.pooler not in ("cls_tanh", "none"):
+            raise ValueError(f"pooler {self.pooler!r} reads all tokens, but output_tokens is 'first': set it to 'all'")
         if self.architecture == "distilbert" and self.norm_epsilon != 1e-12:
             raise ValueError(f"distilbert fixes norm_epsilon at 1e-12, got {self.norm_epsilon}")
 

@@ -1,14 +1,15 @@
 """Speed of attribution on a BERT classifier: ours, Captum on torch, and the matrix products alone, in one run.
 
     python tests/benchmarks/attribution_speed.py [--layers 12] [--batch 8] [--length 128] [--steps 50] [--samples 500]
-        [--methods integrated_gradients,occlusion,deep_lift,lime,kernel_shap] [--rounds 3]
+        [--methods integrated_gradients,occlusion,deep_lift,lime,kernel_shap] [--rounds 3] [--output-tokens first]
 
 BERT-base shape by default, float32, random weights (the same on both sides), attributions to the word embeddings of the
 predicted class's logit, baseline the padding token's embedding. Captum runs at its best setting of those that `--torch-
 batches` lists (rows of one forward pass); `--default` tries its default too, which for integrated gradients needs the
 memory of all steps at once. Contenders take turns; medians of wall time are printed. The floor is the time of the
 matrix products that the method needs (a forward pass: F; with a gradient with respect to the embeddings: 2 F) at the
-rate that XLA's own products of the same shapes reach in the same rounds. Numbers are compared too: the largest
+rate that XLA's own products of the same shapes reach in the same rounds. The classifier reads the first token alone, so
+that ours leaves the others out of the last block (`--output-tokens all` does not, and has a higher floor). Numbers are compared too: the largest
 difference over the largest attribution. LIME and KernelSHAP draw their own samples on each side, and Captum has no
 DeepLIFT rule for the functions inside a BERT: there only times compare.
 """
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--torch-batches", default="8,16,32", help="rows of one forward pass to try for Captum")
     parser.add_argument("--default", action="store_true", help="try Captum's default setting too")
+    parser.add_argument("--output-tokens", default="first", choices=("first", "all"), help="of our last block")
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     names = options.methods.split(",")
@@ -53,7 +55,10 @@ def main() -> None:
 def forward_flops(options: argparse.Namespace, rows: int) -> float:
     """Multiply-adds, counted as two, of the matrix products of one forward pass over `rows` texts."""
     tokens, hidden = rows * options.length, options.hidden
-    return 2.0 * options.layers * tokens * (12 * hidden * hidden + 2 * options.length * hidden)
+    keys_and_values, rest = tokens * 2 * hidden**2, 10 * hidden**2 + 2 * options.length * hidden
+    queries = {"all": tokens, "first": rows}[options.output_tokens]
+    whole, last = keys_and_values + tokens * rest, keys_and_values + queries * rest
+    return 2.0 * ((options.layers - 1) * whole + last)
 
 
 def passes(name: str, options: argparse.Namespace) -> float:
@@ -78,7 +83,11 @@ class JaxSide:
         from jaxcore.models.classifier import load_classifier
         from jaxcore.transforms import intervene
 
-        overrides = {"scan_layers": False, "attention_implementation": "explicit"}
+        overrides = {
+            "scan_layers": False,
+            "attention_implementation": "explicit",
+            "output_tokens": options.output_tokens,
+        }
         model, params, _ = load_classifier(folder, config_overrides=overrides)
         ids = jnp.asarray(token_ids(options))
         words = params["encoder"]["embeddings"]["word"]

@@ -84,6 +84,60 @@ def test_ways_to_run_agree_in_value_and_gradient(changes, small_config, small_pa
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), expected, got)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {},
+        {"scan_layers": False, "remat": "dots"},
+        {"remat": "full", "attention_implementation": "fused"},
+        {"num_layers": 1},
+    ),
+    ids=str,
+)
+def test_the_first_token_alone_has_the_same_vector_and_gradient(changes, small_config, small_params):
+    config = dataclasses.replace(small_config, num_layers=changes.get("num_layers", 2))
+    params = {**small_params, "layers": jax.tree.map(lambda p: p[: config.num_layers], small_params["layers"])}
+    ids = np.random.default_rng(2).integers(0, 19, (3, 6)).astype(np.int32)
+    mask = (np.arange(6) < np.array([[6], [4], [1]])).astype(np.int32)
+
+    def value_and_grad(config):
+        def loss(params):
+            output = Encoder(config).apply({"params": params}, ids, mask)
+            return (output.last_hidden_state[:, 0] ** 3).sum() + output.pooled.sum(), output
+
+        (_, output), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return output.last_hidden_state[:, :1], output.pooled, gradient
+
+    got = value_and_grad(dataclasses.replace(config, output_tokens="first", **changes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), value_and_grad(config), got)
+
+
+def test_the_first_token_alone_saves_most_of_the_last_block(small_config):
+    """Of two blocks of 12 d^2 multiplications per token, the last one keeps 2 d^2: keys and values."""
+    wide = dataclasses.replace(small_config, hidden_size=64, intermediate_size=256, scan_layers=False)
+    ids = np.zeros((4, 12), np.int32)
+
+    def flops(**changes):
+        model = Encoder(dataclasses.replace(wide, **changes))
+        params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), ids))
+        return jax.jit(model.apply).lower(params, ids).compile().cost_analysis()["flops"]
+
+    assert flops(output_tokens="first") < (12 + 2) / 24 * 1.1 * flops()
+
+
+def test_the_first_token_alone_in_training_has_dropout_and_the_same_parameters(small_config, small_params):
+    model = Encoder(dataclasses.replace(small_config, output_tokens="first"))
+    ids = np.arange(12).reshape(2, 6)
+    fresh = nn.meta.unbox(model.init(jax.random.key(0), ids)["params"])
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, small_params)
+    draws = [
+        model.apply({"params": small_params}, ids, deterministic=False, rngs={"dropout": jax.random.key(i)}).pooled
+        for i in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert np.abs(draws[0] - draws[2]).max() > 1e-3
+
+
 def test_remat_saves_fewer_residuals(small_config, small_params):
     """What the backward pass keeps per policy: full < dots < none."""
     ids = jnp.ones((4, 12), jnp.int32)

@@ -15,6 +15,8 @@ from jaxcore.models import EncoderConfig
         ({"activation": "mish"}, "activation must be one of gelu, gelu_tanh.*'mish'"),
         ({"pooler": "max"}, "pooler must be one of cls_tanh, mean"),
         ({"dtype": "int8"}, "dtype must be one of float32"),
+        ({"output_tokens": "last"}, "output_tokens must be one of all, first, got 'last'"),
+        ({"output_tokens": "first", "pooler": "mean"}, "pooler 'mean' reads all tokens"),
         ({"remat": "some"}, "remat must be one of none"),
         ({"architecture": "gpt"}, "architecture must be one of bert"),
         ({"attention_implementation": "flash"}, "attention_implementation must be one of auto"),
