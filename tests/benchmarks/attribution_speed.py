@@ -9,9 +9,9 @@ batches` lists (rows of one forward pass); `--default` tries its default too, wh
 memory of all steps at once. Contenders take turns; medians of wall time are printed. The floor is the time of the
 matrix products that the method needs (a forward pass: F; with a gradient with respect to the embeddings: 2 F) at the
 rate that XLA's own products of the same shapes reach in the same rounds. The classifier reads the first token alone, so
-that ours leaves the others out of the last block (`--output-tokens all` does not, and has a higher floor). Numbers are compared too: the largest
-difference over the largest attribution. LIME and KernelSHAP draw their own samples on each side, and Captum has no
-DeepLIFT rule for the functions inside a BERT: there only times compare.
+that ours leaves the others out of the last block (`--output-tokens all` does not, and has a higher floor). Numbers are
+compared too: the largest difference over the largest attribution. LIME and KernelSHAP draw their own samples on each
+side, and Captum has no DeepLIFT rule for the functions inside a BERT: there only times compare.
 """
 
 import argparse
