@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxcore.attribution.agreement import Measure, spearman
@@ -35,7 +36,8 @@ def cascading_randomisation(
 ) -> RandomisationCheck:
     """Rank correlation of explanations with the original as parameters are randomised, one path more at each stage.
 
-    Stages run one after the other on the host, through one compiled program if `explain` is jitted.
+    Stages run one after the other on the host, through one compiled program if `explain` is jitted; there is one copy
+    of randomised parameters at a time, so that memory does not grow with the number of stages.
 
     Args:
         explain: params -> token scores [batch, time], or attributions [batch, ...] of any shape, compared flat. For
@@ -54,25 +56,30 @@ def cascading_randomisation(
 
     Source: Adebayo et al. 2018, model parameter randomisation test (cascading).
     """
-    stages = list(cascaded_parameters(params, fresh, paths))  # so that a wrong path is reported before any work
+    stages = cascaded_parameters(params, fresh, paths)  # a wrong path is reported here, before any work
     original, tokens = _flat(explain(params), mask)
-    agreement = [measure(original, _flat(explain(randomised), mask)[0], tokens) for randomised in stages]
-    return RandomisationCheck(tuple(paths), jnp.stack(agreement))
+
+    def agreement(randomised: Any) -> Array:
+        return measure(original, _flat(explain(randomised), mask)[0], tokens)
+
+    # `map`, because the variable of a loop would keep a stage's parameters while the next ones are made.
+    return RandomisationCheck(tuple(paths), jnp.stack(list(map(agreement, stages))))
 
 
 def cascaded_parameters(params: Any, fresh: Any, paths: Sequence[ParameterPath]) -> Iterator[Any]:
     """The parameters with the first, the first two, ... all of `paths` taken from `fresh`.
 
+    Each stage is made when it is asked for, from `params` and `fresh`; the iterator keeps none.
+
     Raises:
-        ValueError: no paths, one that selects nothing (the message lists what there is) or an entry that is not there;
-            `fresh` of another structure or other shapes than `params`.
+        ValueError: when called: no paths, one that selects nothing (the message lists what there is) or an entry that
+            is not there; `fresh` of another structure or other shapes than `params`.
     """
     if not paths:
         raise ValueError("paths name no parameters: give subtrees from the output down")
     _check_alike(params, fresh)
-    for path in paths:
-        params = _replaced(params, fresh, path)
-        yield params
+    selections = [_selected(params, path) for path in paths]
+    return (_replaced(params, fresh, selections[:stage]) for stage in range(1, len(paths) + 1))
 
 
 def redrawn_parameters(params: Any, key: PRNGKeyArray) -> Any:
@@ -91,25 +98,34 @@ def redrawn_parameters(params: Any, key: PRNGKeyArray) -> Any:
     return jax.tree.unflatten(structure, [redrawn(leaf, k) for leaf, k in zip(leaves, keys, strict=True)])
 
 
-def _replaced(params: Any, fresh: Any, path: ParameterPath) -> Any:
+def _selected(params: Any, path: ParameterPath) -> dict[str, int | None]:
+    """The names of the arrays under a path, each with the entry of its leading axis, or None for all of it."""
     subtree, entry = path if isinstance(path, tuple) else (path, None)
-    selected = []
+    shapes = {_name(key_path): jnp.shape(leaf) for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    found = [name for name in shapes if name == subtree or name.startswith(f"{subtree}/")]
+    if not found:
+        shown = ", ".join(list(shapes)[:12]) + (", ..." if len(shapes) > 12 else "")
+        raise ValueError(f"no parameters under {subtree!r}: there are {shown}")
+    for name in found:
+        length = shapes[name][0] if shapes[name] else 0
+        if entry is not None and entry not in range(-length, length):
+            raise ValueError(f"{name} has shape {list(shapes[name])}: there is no entry {entry} along its first axis")
+    return dict.fromkeys(found, entry)
+
+
+def _replaced(params: Any, fresh: Any, selections: Sequence[dict[str, int | None]]) -> Any:
+    """The parameters with everything that the selections name taken from `fresh`."""
 
     def choose(key_path: Any, old: Array, new: Array) -> Array:
         name = _name(key_path)
-        if name != subtree and not name.startswith(f"{subtree}/"):
-            return old
-        if entry is not None and (old.ndim == 0 or not -old.shape[0] <= entry < old.shape[0]):
-            raise ValueError(f"{name} has shape {list(old.shape)}: there is no entry {entry} along its first axis")
-        selected.append(name)
-        return new if entry is None else jnp.asarray(old).at[entry].set(new[entry])
+        entries = [selection[name] for selection in selections if name in selection]
+        if not entries or None in entries:
+            return new if entries else old
+        is_new = np.zeros(len(old), bool)
+        is_new[np.asarray(entries)] = True
+        return jnp.where(is_new.reshape(-1, *(1,) * (old.ndim - 1)), jnp.asarray(new, old.dtype), old)
 
-    replaced = jax.tree_util.tree_map_with_path(choose, params, fresh)
-    if not selected:
-        names = [_name(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-        raise ValueError(f"no parameters under {subtree!r}: there are {shown}")
-    return replaced
+    return jax.tree_util.tree_map_with_path(choose, params, fresh)
 
 
 def _check_alike(params: Any, fresh: Any) -> None:

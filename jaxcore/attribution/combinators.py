@@ -15,7 +15,8 @@ that score for any method. `chunked` takes a batch a few examples at a time.
 
 import functools
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -24,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxcore.attribution.chunking import chunked_map, chunked_sum
+from jaxcore.attribution.feature_groups import FeatureGroups, feature_groups
 from jaxcore.attribution.input_checks import (
     Baseline,
     Inputs,
@@ -66,11 +68,12 @@ def smoothed(
         ``smoothed_method(score, inputs, key, **options)``; options go to `method`.
 
     Raises:
-        ValueError: num_samples < 1; when called, a negative noise_scale or one that does not broadcast.
+        ValueError: num_samples, chunk_size or memory_budget that is not a whole number of at least 1; when called, a
+            negative noise_scale or one that does not broadcast.
 
     Source: Smilkov et al. 2017.
     """
-    check_positive(num_samples=num_samples, chunk_size=chunk_size)
+    check_positive(num_samples=num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
 
     def smoothed_method(score: Score, inputs: Inputs, key: Key[Array, ""], **options: Any) -> Any:
         sample = _noisy_method(method, score, inputs, noise_scale, options)
@@ -125,7 +128,7 @@ def noise_variance(
 
     Source: Adebayo et al. 2018, appendix A.
     """
-    check_positive(num_samples=num_samples, chunk_size=chunk_size)
+    check_positive(num_samples=num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
 
     def variance_method(score: Score, inputs: Inputs, key: Key[Array, ""], **options: Any) -> Any:
         sample = _noisy_method(method, score, inputs, noise_scale, options)
@@ -169,7 +172,7 @@ def over_baselines(
 
     Source: Lundberg and Lee 2017, section 4.2; Erion et al. 2021 (expected gradients: baselines as a distribution).
     """
-    check_positive(chunk_size=chunk_size)
+    check_positive(chunk_size=chunk_size, memory_budget=memory_budget)
     baselines = jax.tree.map(jnp.asarray, baselines)
     counts = sorted({jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(baselines)})
     if len(counts) != 1 or counts[0] < 1:
@@ -249,33 +252,40 @@ def chunked(
         chunk_size: examples evaluated together; by default as many as fit `memory_budget` (bytes).
 
     Returns:
-        A method with the signature of `method`. A `baseline` may be one of the whole batch; other options are passed on
-        as they are.
+        A method with the signature of `method`. Its `baseline`, `noise_scale`, `groups` and `spans` may be those of the
+        whole batch, one per example, and are then taken apart with the examples; what all examples share (a leading
+        axis of 1, or none) stays whole, and so do other options. Features keep their numbers and their count: one that
+        only other examples have is absent.
 
     Raises:
-        ValueError: context of another batch than the inputs; as the method, for a batch of one.
+        ValueError: context or one of these options of another batch than the inputs; groups as in
+            `jaxcore.attribution.feature_groups`; as the method, for a batch of one.
     """
-    check_positive(chunk_size=chunk_size)
-    takes_key = _takes_key(method)
+    check_positive(chunk_size=chunk_size, memory_budget=memory_budget)
+    names, takes_key = _names_by_place(method), _takes_key(method)
 
     @functools.wraps(method)
     def chunked_method(score: Any, inputs: Inputs, *args: Any, **options: Any) -> Any:
         batch = check_inputs(inputs)
         if any(jnp.shape(leaf)[:1] != (batch,) for leaf in jax.tree.leaves(context)):
             raise ValueError(f"context must hold arrays [{batch}, ...]: got {jax.tree.map(jnp.shape, context)}")
-        named = {"baseline": broadcast_baseline(options.pop("baseline"), inputs)} if "baseline" in options else {}
-        key, rest = (args[:1], args[1:]) if takes_key else ((), args)
-        if takes_key and "key" in options:  # by name or by place, each example gets its own
-            key, rest = (options.pop("key"),), args
+        options = dict(**dict(zip(names, args, strict=False)), **options)  # an argument given twice is an error
+        rest = args[len(names) :]
+        key = options.pop("key", None) if takes_key else None
+        differing = _options_of_examples(options, inputs)
+        shared = {name: value for name, value in options.items() if name not in differing}
+        own = jax.tree.map(lambda leaf: leaf if jnp.shape(leaf)[:1] == (batch,) else None, differing)
 
         def one(item: Any) -> Any:
             example, number = item
-            x, held, given = jax.tree.map(lambda leaf: leaf[None], example)
+            x, held, parts = jax.tree.map(lambda leaf: leaf[None], example)
             of_example = score if context is None else lambda x: score(x, held)
-            own_key = [jax.random.fold_in(k, number) for k in key]
-            return jax.tree.map(lambda leaf: leaf[0], method(of_example, x, *own_key, *rest, **given, **options))
+            given = jax.tree.map(lambda whole, part: whole if part is None else part, differing, parts)
+            own_key = {} if key is None else {"key": jax.random.fold_in(key, number)}
+            result = method(of_example, x, *rest, **own_key, **given, **shared)
+            return jax.tree.map(lambda leaf: leaf[0], result)
 
-        items = jax.tree.map(jnp.asarray, (inputs, context, named)), jnp.arange(batch)
+        items = jax.tree.map(jnp.asarray, (inputs, context, own)), jnp.arange(batch)
         found = chunked_map(one, items, chunk_size=chunk_size, memory_budget=memory_budget)
         return checked_finite(found, "chunked")
 
@@ -383,11 +393,47 @@ def _noisy_method(
     return sample
 
 
+def _options_of_examples(options: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """The options in which examples differ, checked; what they share in these has a leading axis of 1."""
+    batch = check_inputs(inputs)
+    found = {}
+    for name, check in (("baseline", broadcast_baseline), ("noise_scale", check_noise_scale)):
+        if not isinstance(options.get(name), int | float | None):
+            found[name] = check(options[name], inputs)
+    groups = _groups_of_examples(options.get("groups"), inputs)
+    if any(leaf.shape[0] > 1 for leaf in jax.tree.leaves(groups)):
+        found["groups"] = groups
+    spans = np.shape(options.get("spans", 0))
+    if len(spans) == 3:
+        if spans[0] not in (1, batch):
+            raise ValueError(f"spans must be [spans, 2] or [{batch}, spans, 2]: got {list(spans)}")
+        found["spans"] = jnp.asarray(options["spans"])
+    return found
+
+
+def _groups_of_examples(groups: Any, inputs: Inputs) -> Any:
+    """Groups in their checked form; of a method that takes a pair of inputs and of groups, such a pair."""
+    pair = isinstance(groups, tuple | list) and any(side is None or isinstance(side, FeatureGroups) for side in groups)
+    if pair and isinstance(inputs, tuple | list) and len(groups) == len(inputs):
+        return tuple(map(_groups_of_examples, groups, inputs))
+    return None if groups is None else feature_groups(groups, inputs)
+
+
 def _takes_key(method: Method) -> bool:
+    return "key" in _parameters(method)
+
+
+def _names_by_place(method: Method) -> list[str]:
+    """The arguments that may be given by place after score and inputs."""
+    after = list(_parameters(method).values())[2:]
+    return [each.name for each in itertools.takewhile(lambda each: each.kind is each.POSITIONAL_OR_KEYWORD, after)]
+
+
+def _parameters(method: Method) -> Mapping[str, inspect.Parameter]:
     try:
-        return "key" in inspect.signature(method).parameters
+        return inspect.signature(method).parameters
     except (TypeError, ValueError):  # a builtin without a signature
-        return False
+        return {}
 
 
 def _chosen_layer(name: str, layer: int | tuple[int, ...] | None, lengths: tuple[int, ...]) -> tuple[int, ...]:

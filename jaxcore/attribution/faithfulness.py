@@ -2,11 +2,18 @@
 
 All take `inputs` [batch, time, ...] (embeddings), token scores [batch, time] and a mask: tokens leave or
 enter in the order of their scores, highest first (ties by position), replaced by a baseline. Padding is never counted,
-and never touched. Attributions of a method that satisfies completeness have `completeness_error` besides.
+and never touched; an example of padding alone is an error, for nothing can be taken from it. Attributions of a method
+that satisfies completeness have `completeness_error` besides.
+
+Inputs of several arrays (the two texts of a pair; token and segment embeddings) are a pytree of arrays [batch, time,
+...], each of its own time; token scores and mask are then pytrees of the same structure. An entry of any leaf is a
+token: those of all leaves stand in one order (ties by leaf, then by position), share the bins and are counted together,
+and each is replaced by the baseline of its own leaf. Parts that should leave together belong in one leaf, side by side
+in the last axis.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +23,22 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxcore.attribution.chunking import chunked_map
 from jaxcore.attribution.input_checks import (
     Baseline,
+    Inputs,
     Score,
     broadcast_baseline,
+    check_features_left,
     check_positive,
     check_score,
     checked_finite,
     checked_mask,
+    is_known,
 )
 
+PerToken: TypeAlias = Any
+"""[batch, time], or a pytree of such arrays, one for each leaf [batch, time, ...] of the inputs."""
+
 ERASER_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
-"""Shares of tokens over which comprehensiveness and sufficiency are averaged (DeYoung et al. 2020)."""
+"""The bins of DeYoung et al. 2020: shares of tokens over which comprehensiveness and sufficiency are averaged."""
 
 
 class PerturbationCurve(NamedTuple):
@@ -37,10 +50,10 @@ class PerturbationCurve(NamedTuple):
 
 def comprehensiveness(
     score: Score,
-    inputs: Float[Array, "batch time ..."],
-    token_scores: Float[Array, "batch time"],
+    inputs: Inputs,
+    token_scores: PerToken,
     *,
-    mask: Bool[Array, "batch time"] | None = None,
+    mask: PerToken | None = None,
     baseline: Baseline = 0.0,
     fractions: Sequence[float] | None = None,
     counts: Sequence[int] | None = None,
@@ -49,14 +62,19 @@ def comprehensiveness(
 ) -> Float[Array, " batch"]:
     """How much the score falls without the tokens called important: ``mean_q score(x) - score(x without top q)``.
 
-    High is faithful. A bin is a share of the text's tokens, ``ceil(q n)`` of them, or a number of tokens.
+    High is faithful. A bin is a share of the text's tokens, ``ceil(q n)`` of them, or a number of tokens. The mean is
+    over the bins given, by default the five of `ERASER_FRACTIONS`, as in ERASER's released code. The paper's formula
+    divides by ``|B| + 1``, its sum beginning at an empty bin k = 0: that is ``fractions=(0.0, *ERASER_FRACTIONS)``. For
+    comprehensiveness the empty bin adds nothing, and the paper's number is 5/6 of the default; for sufficiency it adds
+    ``score(x) - score(baseline)``.
 
     Args:
         score: maps inputs to [batch], usually a probability.
-        inputs: [batch, time, ...], one vector per token.
-        token_scores: importance; for methods whose sign means nothing, magnitudes.
-        mask: True at tokens; all by default.
-        baseline: what replaces a token, broadcast against `inputs`.
+        inputs: [batch, time, ...], one vector per token; or a pytree of such arrays.
+        token_scores: importance, [batch, time] for each leaf of the inputs; for methods whose sign means nothing,
+            magnitudes.
+        mask: True at tokens, of the structure and shapes of the token scores; all by default.
+        baseline: what replaces a token, broadcast against `inputs`; for a pytree, a number or such a pytree.
         fractions: the bins q in [0, 1]; `ERASER_FRACTIONS` by default.
         counts: instead, bins as numbers of tokens (a single one: the measure at k).
         chunk_size: bins evaluated together; by default as many as fit `memory_budget`, see
@@ -67,23 +85,25 @@ def comprehensiveness(
         [batch], in the unit of the score.
 
     Raises:
-        ValueError: inputs, score or baseline as for every method; token scores or mask that are not [batch, time],
-            scores at tokens that are not finite; no bins, bins out of range, or both kinds.
+        ValueError: inputs, score or baseline as for every method; token scores or mask that are not [batch, time] for
+            each leaf of the inputs, scores at tokens that are not finite; an example without tokens (under `jax.jit`
+            it is not seen and gets 0); no bins, bins out of range or not whole numbers of tokens, or both kinds; a
+            chunk_size or memory_budget that is not a whole number of at least 1.
 
-    Source: DeYoung et al. 2020 (ERASER), the mean over bins (AOPC).
+    Source: DeYoung et al. 2020 (ERASER), section 4.2, the mean over bins (AOPC).
     """
-    order = removal_order(token_scores, mask)
-    bins = _bin_counts(_num_tokens(order, mask), fractions, counts)
+    order, length = ranked_tokens(token_scores, mask)
+    bins = _bin_counts(length, fractions, counts)
     scores = _scores_at(score, inputs, order, bins, baseline, _removed, chunk_size, memory_budget)
     return checked_finite(score(inputs) - jnp.mean(scores, axis=1), "comprehensiveness")
 
 
 def sufficiency(
     score: Score,
-    inputs: Float[Array, "batch time ..."],
-    token_scores: Float[Array, "batch time"],
+    inputs: Inputs,
+    token_scores: PerToken,
     *,
-    mask: Bool[Array, "batch time"] | None = None,
+    mask: PerToken | None = None,
     baseline: Baseline = 0.0,
     fractions: Sequence[float] | None = None,
     counts: Sequence[int] | None = None,
@@ -92,20 +112,20 @@ def sufficiency(
 ) -> Float[Array, " batch"]:
     """How far the score falls with only the tokens called important: ``mean_q score(x) - score(top q of x)``.
 
-    Low is faithful. Args, errors and source as in `comprehensiveness`.
+    Low is faithful. Args, bins, errors and source as in `comprehensiveness`.
     """
-    order = removal_order(token_scores, mask)
-    bins = _bin_counts(_num_tokens(order, mask), fractions, counts)
+    order, length = ranked_tokens(token_scores, mask)
+    bins = _bin_counts(length, fractions, counts)
     scores = _scores_at(score, inputs, order, bins, baseline, _kept, chunk_size, memory_budget)
     return checked_finite(score(inputs) - jnp.mean(scores, axis=1), "sufficiency")
 
 
 def deletion_curve(
     score: Score,
-    inputs: Float[Array, "batch time ..."],
-    token_scores: Float[Array, "batch time"],
+    inputs: Inputs,
+    token_scores: PerToken,
     *,
-    mask: Bool[Array, "batch time"] | None = None,
+    mask: PerToken | None = None,
     baseline: Baseline = 0.0,
     num_steps: int = 20,
     chunk_size: int | None = None,
@@ -116,17 +136,19 @@ def deletion_curve(
     Point s of 0..num_steps has ``round(s n / num_steps)`` of the text's n tokens removed, so that with num_steps >= n
     every token is a point. A low `area_under_curve` is faithful.
 
-    Args: as in `comprehensiveness`. Source: Petsiuk et al. 2018 (RISE); Samek et al. 2017.
+    Args, errors: as in `comprehensiveness`; num_steps is a whole number of at least 1.
+
+    Source: Petsiuk et al. 2018 (RISE); Samek et al. 2017.
     """
     return _curve(score, inputs, token_scores, mask, baseline, num_steps, _removed, chunk_size, memory_budget)
 
 
 def insertion_curve(
     score: Score,
-    inputs: Float[Array, "batch time ..."],
-    token_scores: Float[Array, "batch time"],
+    inputs: Inputs,
+    token_scores: PerToken,
     *,
-    mask: Bool[Array, "batch time"] | None = None,
+    mask: PerToken | None = None,
     baseline: Baseline = 0.0,
     num_steps: int = 20,
     chunk_size: int | None = None,
@@ -134,7 +156,7 @@ def insertion_curve(
 ) -> PerturbationCurve:
     """The score as tokens are put into the baseline, most important first. A high area is faithful.
 
-    Args and source as in `deletion_curve`.
+    Args, errors and source as in `deletion_curve`.
     """
     return _curve(score, inputs, token_scores, mask, baseline, num_steps, _kept, chunk_size, memory_budget)
 
@@ -144,48 +166,87 @@ def area_under_curve(curve: PerturbationCurve) -> Float[Array, " batch"]:
     return jnp.trapezoid(curve.scores, curve.fractions, axis=1)
 
 
-def removal_order(
-    token_scores: Float[Array, "batch time"], mask: Bool[Array, "batch time"] | None = None
-) -> Int[Array, "batch time"]:
-    """Each token's place by decreasing score, 0 for the highest (ties by position); `time` at padding.
+def removal_order(token_scores: PerToken, mask: PerToken | None = None) -> PerToken:
+    """Each token's place by decreasing score, 0 for the highest (ties by leaf, then position).
+
+    Returns:
+        Integers of the structure and shapes of the token scores. Padding has the place `time` (the sum of the leaves'
+        times), behind every token; an example without tokens has no other.
 
     Raises:
-        ValueError: scores or mask that are not [batch, time], scores at tokens that are not finite.
+        ValueError: scores or mask that are not [batch, time], a mask of another structure, scores at tokens that are
+            not finite.
     """
-    if jnp.ndim(token_scores) != 2:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(token_scores)]
+    if any(len(shape) != 2 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(
-            f"token scores must be [batch, time]: got {list(jnp.shape(token_scores))} "
+            f"token scores must be [batch, time]: got {', '.join(str(list(shape)) for shape in shapes) or 'no array'} "
             "(reduce embedding dimensions first, with sum_over_dims say)"
         )
-    scores = jnp.asarray(token_scores)
-    tokens = checked_mask(mask, scores.shape)
+    tokens = joined_mask(mask, token_scores)
+    scores = jnp.concatenate([jnp.asarray(leaf) for leaf in jax.tree.leaves(token_scores)], axis=1)
     scores = checked_finite(jnp.where(tokens, scores, 0), "token_scores")
     places = jnp.argsort(jnp.argsort(jnp.where(tokens, -scores, jnp.inf), axis=1, stable=True), axis=1)
-    return jnp.where(tokens, places, scores.shape[1])
+    return split_tokens(jnp.where(tokens, places, scores.shape[1]), token_scores)
 
 
-def replace_top_tokens(
-    inputs: Shaped[Array, "batch time ..."],
-    order: Int[Array, "batch time"],
-    counts: Int[Array, " batch"],
-    *,
-    baseline: Any = 0.0,
-) -> Shaped[Array, "batch time ..."]:
+def ranked_tokens(token_scores: PerToken, mask: PerToken | None = None) -> tuple[PerToken, Int[Array, " batch"]]:
+    """`removal_order`, and how many tokens each example has; ValueError if an example has none (unseen under jit)."""
+    order = removal_order(token_scores, mask)
+    length = num_tokens(order)
+    if is_known(length):
+        check_features_left(np.asarray(length))
+    return order, length
+
+
+def num_tokens(order: PerToken) -> Int[Array, " batch"]:
+    """How many tokens of each example have a place in the order (see `removal_order`)."""
+    end = _place_of_padding(order)
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda places: jnp.sum(places < end, axis=1), order))
+
+
+def replace_top_tokens(inputs: Any, order: PerToken, counts: Int[Array, " batch"], *, baseline: Baseline = 0.0) -> Any:
     """The inputs with each text's `counts` highest tokens (by `removal_order`) replaced by the baseline.
 
-    Inputs may be embeddings or token ids (with the mask token's id as the baseline).
+    Inputs [batch, time, ...], or a pytree of them, may be embeddings or token ids (with the mask token's id as the
+    baseline).
+
+    Raises:
+        ValueError: inputs whose texts and tokens are not those of the order, a baseline that does not broadcast.
     """
-    return _removed(inputs, jnp.broadcast_to(jnp.asarray(baseline, inputs.dtype), inputs.shape), order, counts)
+    check_scored_tokens(inputs, order)
+    return _removed(inputs, broadcast_baseline(baseline, inputs), order, counts)
 
 
-def _removed(inputs: Array, baseline: Array, order: Array, counts: Array) -> Array:
-    is_token = order < order.shape[1]  # counts may be larger than a text
-    return jnp.where(over_tokens(is_token & (order < counts[:, None]), inputs), baseline, inputs)
+def check_scored_tokens(inputs: Any, order: PerToken) -> None:
+    """ValueError unless every leaf of the inputs is [batch, time, ...] as its token scores (or their order) are."""
+    given, expected = (
+        (jax.tree.structure(tree), [jnp.shape(leaf)[:2] for leaf in jax.tree.leaves(tree)]) for tree in (inputs, order)
+    )
+    if given != expected:
+        shapes = [jax.tree.map(lambda leaf: list(jnp.shape(leaf)), tree) for tree in (order, inputs)]
+        raise ValueError(f"inputs must be [batch, time, ...] like their token scores, {shapes[0]}: got {shapes[1]}")
 
 
-def _kept(inputs: Array, baseline: Array, order: Array, counts: Array) -> Array:
-    is_token = order < order.shape[1]
-    return jnp.where(over_tokens(is_token & (order >= counts[:, None]), inputs), baseline, inputs)
+def joined_mask(mask: PerToken | None, like: Any) -> Bool[Array, "batch tokens"]:
+    """A mask's leaves side by side, all True for None; ValueError unless each is [batch, time] as that of `like`."""
+    leaves: list[Any] = jax.tree.leaves(like)
+    structure: Any = jax.tree.structure(like)
+    try:
+        masks = [None] * len(leaves) if mask is None else structure.flatten_up_to(mask)
+    except ValueError as error:
+        raise ValueError(
+            f"mask must have the structure of the inputs, {structure}: got {jax.tree.structure(mask)}"
+        ) from error
+    parts = [checked_mask(part, jnp.shape(leaf)[:2]) for part, leaf in zip(masks, leaves, strict=True)]
+    return jnp.concatenate(parts, axis=1)
+
+
+def split_tokens(joined: Shaped[Array, "batch tokens"], like: Any) -> PerToken:
+    """Values of all leaves side by side, as a pytree [batch, time] for each leaf [batch, time, ...] of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([jnp.shape(leaf)[1] for leaf in leaves]).tolist()
+    return jax.tree.unflatten(structure, jnp.split(joined, ends[:-1], axis=1))
 
 
 def over_tokens(tokens: Array, inputs: Array) -> Array:
@@ -193,27 +254,42 @@ def over_tokens(tokens: Array, inputs: Array) -> Array:
     return tokens.reshape(*tokens.shape, *(1,) * (inputs.ndim - 2))
 
 
-def _num_tokens(order: Array, mask: Array | None) -> Array:
-    return jnp.sum(checked_mask(mask, order.shape), axis=1)
+def _removed(inputs: Any, baseline: Any, order: PerToken, counts: Array) -> Any:
+    return _with_baseline(inputs, baseline, order, lambda places: places < counts[:, None])
+
+
+def _kept(inputs: Any, baseline: Any, order: PerToken, counts: Array) -> Any:
+    return _with_baseline(inputs, baseline, order, lambda places: places >= counts[:, None])
+
+
+def _with_baseline(inputs: Any, baseline: Any, order: PerToken, chosen: Callable[[Array], Array]) -> Any:
+    """The baseline at tokens whose places are chosen; counts may be larger than a text, so padding is left out."""
+    end = _place_of_padding(order)
+
+    def of_leaf(x: Array, base: Array, places: Array) -> Array:
+        return jnp.where(over_tokens((places < end) & chosen(places), x), base, x)
+
+    return jax.tree.map(of_leaf, inputs, baseline, order)
+
+
+def _place_of_padding(order: PerToken) -> int:
+    return sum(places.shape[1] for places in jax.tree.leaves(order))
 
 
 def _scores_at(
     score: Score,
-    inputs: Array,
-    order: Array,
+    inputs: Inputs,
+    order: PerToken,
     bins: Array,
     baseline: Baseline,
-    change: Callable[..., Array],
+    change: Callable[..., Inputs],
     chunk_size: int | None,
     memory_budget: int | None,
 ) -> Array:
     """The scores [batch, bins] of the inputs changed by each of the counts `bins` [bins, batch]."""
     check_score(score, inputs)
-    if not hasattr(inputs, "ndim") or inputs.shape[:2] != order.shape:
-        raise ValueError(
-            f"inputs must be one array [batch, time, ...] whose tokens are scored, {list(order.shape)}: got "
-            f"{[list(leaf.shape) for leaf in jax.tree.leaves(inputs)]}"
-        )
+    check_scored_tokens(inputs, order)
+    check_positive(chunk_size=chunk_size, memory_budget=memory_budget)
     base = broadcast_baseline(baseline, inputs)
     scores = chunked_map(
         lambda counts: score(change(inputs, base, order, counts)),
@@ -226,18 +302,17 @@ def _scores_at(
 
 def _curve(
     score: Score,
-    inputs: Array,
-    token_scores: Array,
-    mask: Array | None,
+    inputs: Inputs,
+    token_scores: PerToken,
+    mask: PerToken | None,
     baseline: Baseline,
     num_steps: int,
-    change: Callable[..., Array],
+    change: Callable[..., Inputs],
     chunk_size: int | None,
     memory_budget: int | None,
 ) -> PerturbationCurve:
-    check_positive(num_steps=num_steps, chunk_size=chunk_size)
-    order = removal_order(token_scores, mask)
-    length = _num_tokens(order, mask)
+    check_positive(num_steps=num_steps)
+    order, length = ranked_tokens(token_scores, mask)
     steps = jnp.arange(num_steps + 1)[:, None]
     bins = (2 * steps * length + num_steps) // (2 * num_steps)  # rounded, in whole numbers
     scores = _scores_at(score, inputs, order, bins, baseline, change, chunk_size, memory_budget)
@@ -250,10 +325,11 @@ def _bin_counts(length: Array, fractions: Sequence[float] | None, counts: Sequen
     if fractions is not None and counts is not None:
         raise ValueError("give either fractions or counts, not both")
     if counts is not None:
-        if not len(counts) or min(counts) < 0:
-            raise ValueError(f"counts must be one or more numbers of tokens, none negative: got {list(counts)}")
-        return jnp.minimum(jnp.asarray(counts, jnp.int32)[:, None], length)
+        numbers = np.asarray(counts)
+        if not numbers.size or not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0:
+            raise ValueError(f"counts must be one or more whole numbers of tokens, none negative: got {list(counts)}")
+        return jnp.minimum(jnp.asarray(numbers, jnp.int32)[:, None], length)
     shares = np.asarray(ERASER_FRACTIONS if fractions is None else fractions, np.float32)
-    if not shares.size or shares.min() < 0 or shares.max() > 1:
+    if not shares.size or not np.all((shares >= 0) & (shares <= 1)):
         raise ValueError(f"fractions must be one or more shares in [0, 1]: got {shares.tolist()}")
     return jnp.ceil(shares[:, None] * length - 1e-4).astype(jnp.int32)  # 1e-4: 0.1 * 30 is 3 in any dtype

@@ -23,8 +23,10 @@ from jaxcore.attribution.input_checks import (
     Score,
     accumulation_dtype,
     broadcast_baseline,
+    check_features_left,
     check_score,
     checked_finite,
+    is_known,
 )
 
 
@@ -58,7 +60,7 @@ def token_groups(mask: Any) -> FeatureGroups:
     leaves, structure = jax.tree.flatten(mask)
     if not leaves or any(jnp.ndim(leaf) != 2 for leaf in leaves):
         raise ValueError(f"a token mask must be [batch, time]: got {[jnp.shape(leaf) for leaf in leaves]}")
-    known = all(_is_known(leaf) for leaf in leaves)
+    known = all(is_known(leaf) for leaf in leaves)
     numpy: Any = np if known else jnp
     before, ids = numpy.zeros((), np.int32), []
     for leaf in leaves:
@@ -67,7 +69,7 @@ def token_groups(mask: Any) -> FeatureGroups:
         ids.append(numpy.where(real, number, -1)[..., None].astype(np.int32))
         before = before + numpy.sum(real, axis=1, dtype=np.int32)
     if known:
-        _check_rows(before)
+        check_features_left(before)
     count = int(before.max()) if known else sum(leaf.shape[1] for leaf in leaves)
     return FeatureGroups(jax.tree.unflatten(structure, ids), count)
 
@@ -93,7 +95,7 @@ def feature_groups(groups: Groups, inputs: Inputs) -> FeatureGroups:
         raise ValueError(f"groups must have the structure of the inputs, {expected}: got {given}")
     ids = jax.tree.map(_aligned, ids, inputs)
     leaves = jax.tree.leaves(ids)
-    if not all(_is_known(leaf) for leaf in leaves):
+    if not all(is_known(leaf) for leaf in leaves):
         if count is None:
             raise ValueError(
                 "the number of features is unknown inside jit when groups are its argument: "
@@ -104,7 +106,7 @@ def feature_groups(groups: Groups, inputs: Inputs) -> FeatureGroups:
     count = int(largest) + 1 if count is None else count
     if smallest < -1 or largest >= count:
         raise ValueError(f"groups must number features 0 to {count - 1}, or -1: got {smallest} to {largest}")
-    _check_rows(sum(np.sum(leaf.reshape(leaf.shape[0], -1) >= 0, axis=1) for leaf in leaves))
+    check_features_left(sum(np.sum(leaf.reshape(leaf.shape[0], -1) >= 0, axis=1) for leaf in leaves))
     return FeatureGroups(ids, count)
 
 
@@ -210,22 +212,7 @@ def _aligned(ids: Any, inputs: Array) -> Int[Array, "..."] | np.ndarray:
             "for one feature per token of [batch, time, dim] use token_groups(mask)"
         )
     # Known numbers stay numpy: inside jit they remain known, and the number of features with them.
-    return np.asarray(ids, np.int32).reshape(shape) if _is_known(ids) else jnp.asarray(ids, jnp.int32).reshape(shape)
-
-
-def _is_known(array: Any) -> bool:
-    """Whether the values can be looked at: not a tracer, and not spread over other hosts."""
-    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
-
-
-def _check_rows(counts: np.ndarray) -> None:
-    rows = np.flatnonzero(counts == 0)
-    if rows.size:
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if rows.size > 8 else "")
-        raise ValueError(
-            f"the mask leaves nothing to attribute in {rows.size} of {len(counts)} examples (rows {shown}): "
-            "every example needs at least one feature"
-        )
+    return np.asarray(ids, np.int32).reshape(shape) if is_known(ids) else jnp.asarray(ids, jnp.int32).reshape(shape)
 
 
 def _gathered(values: Array, ids: Array, missing: Any) -> Array:

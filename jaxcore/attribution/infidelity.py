@@ -1,14 +1,19 @@
-"""Infidelity and sensitivity: does an explanation predict what a disturbance does, and does it hold still under one?"""
+"""Infidelity and sensitivity: does an explanation predict what a disturbance does, and does it hold still under one?
+
+Inputs are any pytree of arrays (the two texts of a pair, say): a disturbance is one of all leaves, and products and
+norms are sums over all of them.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxcore.attribution.chunking import chunked_map, chunked_sum
-from jaxcore.attribution.faithfulness import over_tokens
+from jaxcore.attribution.faithfulness import PerToken, joined_mask, over_tokens, split_tokens
+from jaxcore.attribution.feature_groups import token_groups
 from jaxcore.attribution.input_checks import (
     Baseline,
     Inputs,
@@ -16,6 +21,7 @@ from jaxcore.attribution.input_checks import (
     accumulation_dtype,
     broadcast_baseline,
     check_inputs,
+    check_like_inputs,
     check_positive,
     check_score,
     checked_finite,
@@ -55,6 +61,11 @@ def infidelity(
     Returns:
         [batch], in the unit of the score squared.
 
+    Raises:
+        ValueError: inputs or score as for every method; attributions of another structure or other shapes than the
+            inputs; a num_samples, chunk_size or memory_budget that is not a whole number of at least 1; values that are
+            not finite.
+
     Source: Yeh et al. 2019, definition 2.1.
     """
     moments = _perturbation_moments(
@@ -78,7 +89,7 @@ def scaled_infidelity(
 
         min_beta E_I (beta I . attributions - (score(x) - score(x - I)))^2
 
-    Args as in `infidelity`. Source: Yeh et al. 2019, optimal scaling.
+    Args, errors as in `infidelity`. Source: Yeh et al. 2019, optimal scaling.
     """
     moments = _perturbation_moments(
         score, inputs, attributions, key, perturb, num_samples, chunk_size=chunk_size, memory_budget=memory_budget
@@ -100,20 +111,33 @@ def gaussian_perturbation(standard_deviation: float) -> Perturb:
     return perturb
 
 
-def subset_perturbation(
-    *, baseline: Baseline = 0.0, probability: float = 0.5, mask: Bool[Array, "batch time"] | None = None
-) -> Perturb:
+def subset_perturbation(*, baseline: Baseline = 0.0, probability: float = 0.5, mask: PerToken | None = None) -> Perturb:
     """I = (x - baseline) on a random subset of tokens, each chosen with `probability`: the effect of removing them.
 
-    Every leaf of the inputs is [batch, time, ...] and loses the same tokens; `mask` keeps padding out.
+    Every leaf of the inputs is [batch, time, ...], of a time of its own; the entries of all leaves are tokens, each
+    chosen or not by itself, as in `jaxcore.attribution.faithfulness`.
+
+    Args:
+        baseline: broadcast against the inputs.
+        probability: in (0, 1].
+        mask: True at tokens, [batch, time] for each leaf; padding is never chosen. All by default.
+
+    Raises:
+        ValueError: a probability out of range, a mask that is not [batch, time] or leaves an example without tokens;
+            when called, a mask or baseline that does not fit the inputs.
     """
+    if not 0 < probability <= 1:
+        raise ValueError(f"probability must be in (0, 1]: got {probability}")
+    if mask is not None:
+        token_groups(mask)  # for its errors: the perturbation is drawn inside jit, where values cannot be looked at
 
     def perturb(key: PRNGKeyArray, inputs: Inputs) -> Inputs:
-        shape = jax.tree.leaves(inputs)[0].shape[:2]
-        chosen = jax.random.bernoulli(key, probability, shape)
-        chosen = chosen if mask is None else chosen & jnp.asarray(mask).astype(bool)
+        if any(leaf.ndim < 2 for leaf in jax.tree.leaves(inputs)):
+            raise ValueError(f"inputs must be [batch, time, ...]: got {jax.tree.map(jnp.shape, inputs)}")
+        tokens = joined_mask(mask, inputs)
+        chosen = split_tokens(jax.random.bernoulli(key, probability, tokens.shape) & tokens, inputs)
         return jax.tree.map(
-            lambda x, b: jnp.where(over_tokens(chosen, x), x - b, 0), inputs, broadcast_baseline(baseline, inputs)
+            lambda x, b, c: jnp.where(over_tokens(c, x), x - b, 0), inputs, broadcast_baseline(baseline, inputs), chosen
         )
 
     return perturb
@@ -143,9 +167,16 @@ def max_sensitivity(
         radius: of the box of disturbances, in the unit of the inputs.
         num_samples, chunk_size, memory_budget: as in `infidelity`.
 
+    Returns:
+        [batch], a ratio.
+
+    Raises:
+        ValueError: inputs that are not floating-point arrays of one batch; a radius that is not positive; counts as in
+            `infidelity`; values that are not finite.
+
     Source: Yeh et al. 2019 (SENS_max), relative to the explanation's norm as captum has it.
     """
-    check_positive(num_samples=num_samples, chunk_size=chunk_size)
+    check_positive(num_samples=num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
     if radius <= 0:
         raise ValueError(f"radius must be positive, in the unit of the inputs: got {radius}")
     check_inputs(inputs)
@@ -179,10 +210,8 @@ def _perturbation_moments(
     score: Score, inputs: Inputs, attributions: Inputs, key: Array, perturb: Perturb, num_samples: int, **chunks: Any
 ) -> _Moments:
     check_score(score, inputs)
-    check_positive(num_samples=num_samples, chunk_size=chunks["chunk_size"])
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (inputs, attributions)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"attributions must have the shapes of the inputs, {shapes[0]}: got {shapes[1]}")
+    check_positive(num_samples=num_samples, **chunks)
+    check_like_inputs(attributions, inputs)
     original = score(inputs)
 
     def moments(sample_key: Array) -> _Moments:

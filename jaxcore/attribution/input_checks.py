@@ -1,5 +1,6 @@
 """What every attribution method asks of its score, inputs and baseline; checked once, before compilation."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -77,16 +78,48 @@ def checked_mask(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "batch time"]
     """The mask as booleans of this shape, all True for None; ValueError if it has another."""
     if mask is None:
         return jnp.ones(shape, bool)
-    if jnp.shape(mask) != tuple(shape):
-        raise ValueError(f"mask must be {list(shape)}, one entry per token: got {list(jnp.shape(mask))}")
+    if np.shape(mask) != tuple(shape):
+        raise ValueError(f"mask must be {list(shape)}, one entry per token: got {list(np.shape(mask))}")
     return jnp.asarray(mask).astype(bool)
 
 
 def check_positive(**counts: int | None) -> None:
-    """ValueError for a count (num_steps, num_samples, chunk_size; None = not given) below 1."""
+    """ValueError for a count (num_steps, num_samples, chunk_size; None = not given) below 1 or not a whole number."""
     for name, count in counts.items():
-        if count is not None and count < 1:
+        if count is None:
+            continue
+        try:
+            whole = operator.index(count)
+        except TypeError as error:
+            raise ValueError(f"{name} must be a whole number: got {count!r}") from error
+        if whole < 1:
             raise ValueError(f"{name} must be at least 1: got {count}")
+
+
+def check_like_inputs(attributions: Inputs, inputs: Inputs) -> None:
+    """ValueError unless the attributions have the structure and shapes of the inputs."""
+    expected, given = (
+        (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (inputs, attributions)
+    )
+    if expected != given:
+        shapes = [jax.tree.map(lambda leaf: list(jnp.shape(leaf)), tree) for tree in (inputs, attributions)]
+        raise ValueError(f"attributions must have the structure and shapes of the inputs, {shapes[0]}: got {shapes[1]}")
+
+
+def check_features_left(counts: np.ndarray) -> None:
+    """ValueError for an example without features; counts [batch] is how many each has."""
+    rows = np.flatnonzero(counts == 0)
+    if rows.size:
+        raise ValueError(
+            f"the mask leaves nothing to attribute in {rows.size} of {len(counts)} examples (rows {_shown(rows)}): "
+            "every example needs at least one feature"
+        )
+
+
+def is_known(array: Any) -> bool:
+    """Whether the values can be looked at: not a tracer, and not spread over other hosts."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 def checked_finite(attributions: Inputs, method: str) -> Inputs:
@@ -97,9 +130,9 @@ def checked_finite(attributions: Inputs, method: str) -> Inputs:
     broken = [~np.asarray(jax.jit(_finite_rows)(leaf)) for leaf in leaves]
     rows = np.flatnonzero(np.logical_or.reduce(broken))
     if rows.size:
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if rows.size > 8 else "")
         raise ValueError(
-            f"{method} met values that are not finite in {rows.size} of {len(broken[0])} examples (rows {shown}): "
+            f"{method} met values that are not finite in {rows.size} of {len(broken[0])} examples "
+            f"(rows {_shown(rows)}): "
             "the score or its gradient is NaN or infinite there; look at score(inputs) and score(baseline)"
         )
     return attributions
@@ -107,6 +140,10 @@ def checked_finite(attributions: Inputs, method: str) -> Inputs:
 
 def _finite_rows(leaf: Array) -> Array:
     return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+
+
+def _shown(rows: np.ndarray) -> str:
+    return ", ".join(map(str, rows[:8])) + (", ..." if rows.size > 8 else "")
 
 
 def accumulation_dtype(leaf: Array) -> Any:

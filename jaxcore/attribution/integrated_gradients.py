@@ -15,6 +15,7 @@ from jaxcore.attribution.input_checks import (
     Score,
     accumulation_dtype,
     broadcast_baseline,
+    check_like_inputs,
     check_positive,
     check_score,
     checked_finite,
@@ -55,13 +56,13 @@ def integrated_gradients(
         Attributions of the inputs' structure and shapes, in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: integer inputs, a baseline that does not broadcast, a score that is not [batch], num_steps < 1,
-            gradients that are not finite.
+        ValueError: integer inputs, a baseline that does not broadcast, a score that is not [batch], a num_steps,
+            chunk_size or memory_budget that is not a whole number of at least 1, gradients that are not finite.
 
     Source: Sundararajan et al. 2017, "Our Method: Integrated Gradients" and "Computing Integrated Gradients".
     """
     check_score(score, inputs)
-    check_positive(num_steps=num_steps, chunk_size=chunk_size)
+    check_positive(num_steps=num_steps, chunk_size=chunk_size, memory_budget=memory_budget)
     baseline = broadcast_baseline(baseline, inputs)
     difference = jax.tree.map(lambda x, b: (x - b).astype(accumulation_dtype(x)), inputs, baseline)
 
@@ -88,14 +89,34 @@ def completeness_error(
 
     Zero for an exact method that satisfies completeness; otherwise the quadrature error. Peers call it the
     convergence delta.
+
+    Args:
+        score: maps inputs to [batch].
+        inputs: a pytree of floating-point arrays [batch, ...]. For an inner layer, the score and the activation of
+            `at_layer`.
+        attributions: of the inputs' structure and shapes, before any sum over their dimensions.
+        baseline: the one that the attributions were made with.
+
+    Returns:
+        [batch].
+
+    Raises:
+        ValueError: inputs, score or baseline as for every method; attributions of another structure or other shapes.
     """
+    check_score(score, inputs)
+    check_like_inputs(attributions, inputs)
     baseline = broadcast_baseline(baseline, inputs)
     totals = [jnp.sum(leaf, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(attributions)]
     return sum(totals) - (score(inputs) - score(baseline))
 
 
 def quadrature_rule(name: Quadrature, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights (float64, [num_steps] each) of a rule on [0, 1]; weights sum to 1."""
+    """Nodes and weights (float64, [num_steps] each) of a rule on [0, 1]; weights sum to 1.
+
+    Raises:
+        ValueError: an unknown rule; a num_steps that is not a whole number of at least 1 (2 for the trapezoid rule).
+    """
+    check_positive(num_steps=num_steps)
     if name == "gauss_legendre":
         nodes, weights = _gauss_legendre(num_steps)
         return (nodes + 1) / 2, weights / 2

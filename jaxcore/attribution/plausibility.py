@@ -51,7 +51,9 @@ def rationale_auprc(
     Raises:
         ValueError: shapes that differ, scores at tokens that are not finite.
 
-    Source: DeYoung et al. 2020 (ERASER); average precision as scikit-learn defines it, tied scores together.
+    Source: DeYoung et al. 2020 (ERASER); average precision as scikit-learn defines it, tied scores together. ERASER's
+    released code calls this `average_precision`; its `auprc` is the trapezoid rule over the same curve's points, which
+    joins them by straight lines and gives another number.
     """
     marked = _marked(token_scores, rationales, mask).astype(jnp.float32)
     return per_instance(_average_precision, token_scores, marked, mask, (), chunk_size, memory_budget)

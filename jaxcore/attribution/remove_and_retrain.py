@@ -7,23 +7,32 @@ model saw. Here the new model sees only such texts; a faithful ranking makes its
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Float
 
-from jaxcore.attribution.faithfulness import removal_order, replace_top_tokens
+from jaxcore.attribution.faithfulness import (
+    PerToken,
+    check_scored_tokens,
+    num_tokens,
+    ranked_tokens,
+    replace_top_tokens,
+)
+from jaxcore.attribution.input_checks import Baseline, broadcast_baseline
 
-Retrain: TypeAlias = Callable[[Shaped[Array, "train time ..."], Shaped[Array, "test time ..."]], float]
+Retrain: TypeAlias = Callable[[Any, Any], float]
 """(training inputs, test inputs) -> test accuracy of a model trained anew; it knows labels, masks and seeds."""
 
 
 class RankedTexts(NamedTuple):
     """A data set with an explanation of each text: inputs [texts, time, ...] (embeddings or token ids), token scores
-    [texts, time], and the mask [texts, time] of real tokens (None: all)."""
+    [texts, time], and the mask [texts, time] of real tokens (None: all). For pairs of texts, pytrees of such arrays,
+    see `jaxcore.attribution.faithfulness`."""
 
-    inputs: Shaped[Array, "texts time ..."]
-    token_scores: Float[Array, "texts time"]
-    mask: Bool[Array, "texts time"] | None = None
+    inputs: Any
+    token_scores: PerToken
+    mask: PerToken | None = None
 
 
 class RetrainedAccuracy(NamedTuple):
@@ -38,7 +47,7 @@ def remove_and_retrain(
     train: RankedTexts,
     test: RankedTexts,
     *,
-    baseline: Any = 0.0,
+    baseline: Baseline = 0.0,
     fractions: Sequence[float] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
 ) -> RetrainedAccuracy:
     """Test accuracy of models trained and tested on texts without their highest-ranked tokens.
@@ -52,7 +61,8 @@ def remove_and_retrain(
         fractions: shares of each text's tokens to remove, rounded to whole tokens.
 
     Raises:
-        ValueError: inputs, scores or masks whose texts and tokens differ, fractions outside [0, 1].
+        ValueError: before any training: inputs, scores or masks whose texts and tokens differ, a text without tokens, a
+            baseline that does not broadcast against the inputs, fractions outside [0, 1].
 
     Source: Hooker et al. 2019 (ROAR).
     """
@@ -62,27 +72,26 @@ def remove_and_retrain(
 
 
 def datasets_without_top_tokens(
-    *datasets: RankedTexts, baseline: Any = 0.0, fractions: Sequence[float]
-) -> Iterator[tuple[Array, ...]]:
-    """For each fraction the inputs of every data set with that share of their highest-ranked tokens replaced."""
+    *datasets: RankedTexts, baseline: Baseline = 0.0, fractions: Sequence[float]
+) -> Iterator[tuple[Any, ...]]:
+    """For each fraction the inputs of every data set with that share of their highest-ranked tokens replaced.
+
+    Args, errors (raised when called): as in `remove_and_retrain`.
+    """
     shares = np.asarray(fractions, np.float64)
     if not shares.size or not np.all((shares >= 0) & (shares <= 1)):
         raise ValueError(f"fractions must be one or more shares in [0, 1]: got {list(fractions)}")
-    orders = [removal_order(texts.token_scores, texts.mask) for texts in datasets]
-    for texts, order in zip(datasets, orders, strict=True):
-        if jnp.shape(texts.inputs)[:2] != order.shape:
-            raise ValueError(
-                f"inputs must be [texts, time, ...] like their token scores, {list(order.shape)}: got "
-                f"{list(jnp.shape(texts.inputs))}"
-            )
+    ranked = [ranked_tokens(texts.token_scores, texts.mask)[0] for texts in datasets]
+    for texts, order in zip(datasets, ranked, strict=True):
+        check_scored_tokens(texts.inputs, order)
+        jax.eval_shape(lambda inputs: broadcast_baseline(baseline, inputs), texts.inputs)  # its check, and no array
 
-    def without(share: float) -> tuple[Array, ...]:
-        return tuple(_without(texts, order, share, baseline) for texts, order in zip(datasets, orders, strict=True))
+    def without(share: float) -> tuple[Any, ...]:
+        return tuple(_without(texts, order, share, baseline) for texts, order in zip(datasets, ranked, strict=True))
 
     return map(without, shares.tolist())
 
 
-def _without(texts: RankedTexts, order: Array, share: float, baseline: Any) -> Array:
-    length = jnp.sum(order < order.shape[1], axis=1)  # padding has the order `time`
-    counts = jnp.round(share * length).astype(jnp.int32)
-    return replace_top_tokens(jnp.asarray(texts.inputs), order, counts, baseline=baseline)
+def _without(texts: RankedTexts, order: PerToken, share: float, baseline: Baseline) -> Any:
+    counts = jnp.round(share * num_tokens(order)).astype(jnp.int32)
+    return replace_top_tokens(jax.tree.map(jnp.asarray, texts.inputs), order, counts, baseline=baseline)

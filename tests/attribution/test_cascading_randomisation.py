@@ -1,5 +1,8 @@
 """Cascading randomisation: which parameters change at each stage, and that it tells a model's explanation from none."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +62,35 @@ def test_agreement_of_each_stage_is_the_correlation_of_explanations():
         np.testing.assert_allclose(row, [stats.spearmanr(a, b).statistic for a, b in pairs], atol=1e-6)
 
 
+def test_one_stage_of_parameters_is_alive_at_a_time():
+    params, fresh = parameters(0), parameters(1)
+    made = []
+
+    def explain(stage):
+        made.append(weakref.ref(stage["layers"]["kernel"]))
+        gc.collect()
+        assert [reference() is not None for reference in made[1:]].count(True) <= 1  # made[0]: the trained ones
+        return jnp.ones((2, WIDTH)).at[:, 0].set(stage["layers"]["kernel"][0, :2, 0])
+
+    layers = [("layers", 2), ("layers", 1), ("layers", 0)]
+    cascading_randomisation(explain, params, fresh, layers)
+    assert len(made) == 4
+    stages = cascaded_parameters(params, fresh, layers)
+    first = weakref.ref(next(stages)["layers"]["kernel"])
+    gc.collect()
+    assert first() is None  # the iterator itself keeps nothing
+
+
+def test_a_wrong_path_is_reported_before_any_work():
+    calls = []
+    for paths in (["head", "nothing"], ["head", ("layers", 7)]):
+        with pytest.raises(ValueError, match=r"no parameters under|no entry 7"):
+            cascaded_parameters(parameters(0), parameters(1), paths)
+        with pytest.raises(ValueError, match=r"no parameters under|no entry 7"):
+            cascading_randomisation(calls.append, parameters(0), parameters(1), paths)
+    assert not calls
+
+
 def test_an_explanation_that_ignores_the_model_never_changes():
     inputs = jax.random.normal(jax.random.key(2), (64, WIDTH))
     edges = cascading_randomisation(lambda p: inputs, parameters(0), parameters(1), PATHS)
@@ -96,6 +128,7 @@ def test_redrawn_parameters_keep_mean_and_spread_only():
     [
         (["nothing"], None, "no parameters under 'nothing': there are head/kernel, layers/bias"),
         ([("layers", 3)], None, "no entry 3"),
+        ([("layers", 0.5)], None, "no entry 0.5"),
         ([], None, "name no parameters"),
         (["head"], {"head": jnp.ones(2)}, "structure of the trained"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxcore.attribution import deep_lift, integrated_gradients, logit
+from jaxcore.attribution.ablation import feature_ablation, leave_one_span_out
 from jaxcore.attribution.combinators import (
     at_layer,
     chunked,
@@ -20,7 +21,9 @@ from jaxcore.attribution.combinators import (
     smoothed_square,
 )
 from jaxcore.attribution.expected_gradients import expected_gradients
+from jaxcore.attribution.feature_groups import FeatureGroups, token_groups
 from jaxcore.attribution.gradients import grad_cam, input_x_gradient, saliency
+from jaxcore.attribution.interactions import similarity_pairs
 from jaxcore.attribution.surrogates import kernel_shap
 
 INPUTS = jnp.array([[1.0, -2.0, 0.5], [0.3, 1.5, -1.0]])
@@ -225,6 +228,13 @@ def test_bad_input_is_named():
         smoothed(saliency, noise_scale=jnp.ones(7))(cubes, INPUTS, KEY)
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         noise_variance(saliency, noise_scale=1.0, num_samples=0)
+    for build in (
+        lambda: smoothed(saliency, noise_scale=1.0, num_samples=2.5),
+        lambda: over_baselines(saliency, BASELINES, chunk_size=2.5),
+        lambda: chunked(saliency, chunk_size=2.5),
+    ):
+        with pytest.raises(ValueError, match=r"must be a whole number: got 2\.5"):
+            build()
 
 
 def three_classes(x):
@@ -280,6 +290,85 @@ def test_random_methods_draw_for_each_example_whatever_the_chunk():
     np.testing.assert_allclose(shap, MANY**3, atol=1e-4)
 
 
+def plain(x):
+    return jnp.tanh(jnp.sum(x, axis=1)) ** 2 + x[:, 0] * x[:, 1]
+
+
+SIX = MANY[:6]
+OWN_GROUPS = np.array([[0, 0, 1], [0, 1, 2], [1, 0, -1], [2, 1, 0], [0, -1, 0], [0, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [OWN_GROUPS, FeatureGroups(OWN_GROUPS, 4), np.array([0, 1, 0])],
+    ids=["one per example", "with their count", "one example's"],
+)
+def test_groups_are_taken_apart_with_the_examples(groups):
+    options = {"groups": groups, "baseline": 0.3, "chunk_size": 2}
+    expected = feature_ablation(plain, SIX, **options)
+    found = chunked(feature_ablation, chunk_size=3)(plain, SIX, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_of_a_pair_may_be_shared_on_one_side():
+    pair = {"left": SIX, "right": jnp.sin(SIX)[:, :, None]}
+    score = lambda x: plain(x["left"]) * jnp.cos(plain(x["right"][:, :, 0]))  # noqa: E731
+    groups = {"left": OWN_GROUPS, "right": np.array([[3], [-1], [4]])}
+    expected = feature_ablation(score, pair, groups=groups, chunk_size=5)
+    found = chunked(feature_ablation, chunk_size=3)(score, pair, groups=groups, chunk_size=5)
+    for name in pair:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_spans_are_taken_apart_by_name_and_by_place():
+    own = np.stack([np.array([[0, 1], [1, 3]]) if row % 2 else np.array([[1, 2], [0, 0]]) for row in range(6)])
+    options = {"groups": OWN_GROUPS, "chunk_size": 2}
+    method = chunked(leave_one_span_out, chunk_size=3)
+    for spans in (own, own[1:2]):
+        expected = leave_one_span_out(plain, SIX, spans, **options)
+        for found in (method(plain, SIX, spans, **options), method(plain, SIX, spans=spans, **options)):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError, match="spans"):
+        method(plain, SIX, own, spans=own, **options)
+    with pytest.raises(ValueError, match=r"spans must be \[spans, 2\] or \[6, spans, 2\]: got \[5, 2, 2\]"):
+        method(plain, SIX, own[:5], **options)
+
+
+def test_what_all_examples_share_stays_whole():
+    """Also where its length happens to be the batch's: three examples of three features, three spans."""
+    spans, groups, seen = np.array([[0, 1], [1, 2], [0, 2]]), np.array([0, 0, 1]), []
+
+    def spy(score, inputs, spans, *, groups, baseline, steps):
+        seen.append((spans, groups, baseline, steps))
+        return inputs
+
+    chunked(spy, chunk_size=1)(plain, MANY[:3], spans, groups=groups, baseline=0.5, steps=(1, 2, 3))
+    for found in seen:
+        assert found[0] is spans and found[1] is groups and found[2:] == (0.5, (1, 2, 3))
+    expected = leave_one_span_out(plain, MANY[:3], spans, groups=groups, chunk_size=3)
+    found = chunked(leave_one_span_out, chunk_size=1)(plain, MANY[:3], spans, groups=groups, chunk_size=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_noise_of_a_scale_per_example():
+    def echo(score, inputs, *, noise_scale):
+        return noise_scale * jnp.ones_like(inputs)
+
+    scale = jnp.arange(7.0)[:, None]
+    found = chunked(echo, chunk_size=7)(plain, MANY, noise_scale=scale)
+    np.testing.assert_array_equal(found, jnp.broadcast_to(scale, MANY.shape))
+
+
+def test_groups_of_both_inputs_of_a_pair_method():
+    texts = jax.random.normal(KEY, (4, 2, 1)), jax.random.normal(jax.random.key(1), (4, 3, 1))
+    groups = token_groups(np.array([[1, 1], [1, 0], [0, 1], [1, 1]])), None
+    encoders = (lambda x: jnp.tanh(jnp.sum(x, axis=1)), lambda x: jnp.sin(jnp.sum(x, axis=1)))
+    options = {"groups": groups, "num_steps": 2, "chunk_size": 3}
+    expected = similarity_pairs(encoders, texts, **options)
+    found = chunked(similarity_pairs, chunk_size=2)(encoders, texts, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_chunk_needs_less_memory_than_the_batch():
     weights = jax.random.normal(KEY, (3, 4096))
 
@@ -294,6 +383,8 @@ def test_a_chunk_needs_less_memory_than_the_batch():
 def test_chunks_refuse_what_they_cannot_cut():
     with pytest.raises(ValueError, match=r"context must hold arrays \[7, ...\]: got \(2, 3\)"):
         chunked(saliency, context=REAL[:2])(of_real, MANY)
+    with pytest.raises(ValueError, match=r"groups of shape \(5, 3\) do not broadcast against inputs of shape \(7, 3\)"):
+        chunked(feature_ablation)(plain, MANY, groups=OWN_GROUPS[:5])
     with pytest.raises(ValueError, match=r"one number per example, \[1\]: got shape \(7,\)"):
         chunked(saliency, chunk_size=1)(lambda x: of_real(x, REAL), MANY)
     with pytest.raises(ValueError, match=r"chunked met values that are not finite in 1 of 2 examples \(rows 1\)"):

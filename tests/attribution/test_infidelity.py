@@ -102,6 +102,42 @@ def test_subsets_are_whole_tokens_never_padding_and_of_the_given_share():
     assert abs(np.mean(np.asarray(removed[:, :3, 0]) > 0) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 600)
 
 
+def test_subsets_of_a_pair_choose_the_tokens_of_each_leaf_by_themselves():
+    pair = {"left": jnp.ones((300, 4, 2)), "right": jnp.ones((300, 3, 5)) * 3}
+    mask = {"left": np.arange(4) < np.full((300, 1), 3), "right": np.ones((300, 3), bool)}
+    perturb = subset_perturbation(baseline={"left": 0.0, "right": 1.0}, probability=0.3, mask=mask)
+    removed = perturb(jax.random.key(0), pair)
+    assert set(np.unique(removed["left"])) == {0.0, 1.0} and set(np.unique(removed["right"])) == {0.0, 2.0}
+    for leaf in removed.values():
+        assert np.all(leaf == leaf[..., :1])  # whole tokens
+    assert not np.any(removed["left"][:, 3])
+    left, right = (np.asarray(removed[name][..., 0] > 0) for name in ("left", "right"))
+    bound = 4 * np.sqrt(0.3 * 0.7 / 900)
+    assert abs(left[:, :3].mean() - 0.3) < bound and abs(right.mean() - 0.3) < bound
+    assert np.all(np.abs(np.corrcoef(left[:, :3].T, right.T)[:3, 3:]) < 4 / np.sqrt(300))
+
+
+def test_max_sensitivity_of_a_pair_is_that_of_both_leaves_together():
+    rng = np.random.default_rng(5)
+    pair = {"left": rng.normal(size=(2, 3, 2)).astype(np.float32), "right": rng.normal(size=(2, 4)).astype(np.float32)}
+    draws = []
+
+    def explain(pair):
+        jax.debug.callback(lambda pair: draws.append(jax.tree.map(np.array, pair)), pair, ordered=False)
+        return {"left": jnp.cos(pair["left"]) * jnp.sum(pair["right"]), "right": jnp.sin(pair["right"])}
+
+    def flat(pair):
+        left = np.cos(pair["left"]) * np.sum(pair["right"])
+        return np.concatenate([left.reshape(2, -1), np.sin(pair["right"])], axis=1)
+
+    values = max_sensitivity(explain, pair, jax.random.key(1), radius=0.1, num_samples=4, chunk_size=1)
+    jax.effects_barrier()
+    # The explanation of the pair itself is among the draws: a change of zero, which is never the largest.
+    changes = [np.linalg.norm(flat(draw) - flat(pair), axis=1) for draw in draws]
+    assert len(changes) >= 5
+    np.testing.assert_allclose(values, np.max(changes, axis=0) / np.linalg.norm(flat(pair), axis=1), rtol=1e-4)
+
+
 def test_pytrees_give_what_their_concatenation_gives():
     x = jax.random.normal(jax.random.key(4), (BATCH, TIME, DIM))
     parts = {"a": x[:, :1], "b": x[:, 1:]}
@@ -110,6 +146,11 @@ def test_pytrees_give_what_their_concatenation_gives():
     options = dict(perturb=lambda key, tree: scale(tree), num_samples=2)
     split = infidelity(lambda p: score(whole(p)), parts, scale(parts), jax.random.key(0), **options)
     np.testing.assert_allclose(split, infidelity(score, x, scale(x), jax.random.key(0), **options), rtol=1e-5)
+    scaled = scaled_infidelity(
+        lambda p: score(whole(p)), parts, jax.tree.map(jnp.sin, parts), jax.random.key(0), **options
+    )
+    expected = scaled_infidelity(score, x, jnp.sin(x), jax.random.key(0), **options)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_constant_explanation_is_perfectly_stable():
@@ -126,7 +167,15 @@ def test_a_constant_explanation_is_perfectly_stable():
         (lambda x, k, p: infidelity(score, x, x[:, :2], k, perturb=p), "shapes of the inputs"),
         (lambda x, k, p: infidelity(score, x, x, k, perturb=p, num_samples=0), "num_samples"),
         (lambda x, k, p: infidelity(jnp.sum, x, x, k, perturb=p), "one number per example"),
+        (lambda x, k, p: infidelity(score, x, {"a": x}, k, perturb=p), "structure and shapes of the inputs"),
+        (lambda x, k, p: infidelity(score, x, x, k, perturb=p, num_samples=2.5), "num_samples must be a whole number"),
+        (lambda x, k, p: infidelity(score, x, x, k, perturb=p, chunk_size=1.5), "chunk_size must be a whole number"),
         (lambda x, k, p: max_sensitivity(jnp.sin, x, k, radius=0.0), "radius"),
+        (lambda x, k, p: max_sensitivity(jnp.sin, x, k, num_samples=1.5), "num_samples must be a whole number"),
+        (lambda x, k, p: subset_perturbation(probability=0.0), r"probability must be in \(0, 1\]: got 0.0"),
+        (lambda x, k, p: subset_perturbation(mask=np.zeros((BATCH, TIME))), "leaves nothing .* in 3 of 3 examples"),
+        (lambda x, k, p: subset_perturbation(mask=np.ones((BATCH, 2)))(k, x), r"mask must be \[3, 4\]"),
+        (lambda x, k, p: subset_perturbation()(k, x[:, 0, 0]), r"inputs must be \[batch, time, ...\]"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -8,10 +8,13 @@ import pytest
 from jaxcore.attribution import integrated_gradients
 from jaxcore.attribution.input_checks import (
     broadcast_baseline,
+    check_features_left,
+    check_like_inputs,
     check_positive,
     check_score,
     checked_finite,
     checked_mask,
+    is_known,
 )
 
 PAIR = {"left": np.ones((2, 3), np.float32), "right": np.ones((2, 1, 4), np.float32)}
@@ -36,6 +39,16 @@ def test_masks_are_booleans_and_all_true_if_not_given():
     np.testing.assert_array_equal(checked_mask([[1, 0]], (1, 2)), [[True, False]])
 
 
+def test_whole_numbers_of_any_kind_are_counts():
+    check_positive(num_steps=np.int64(3), num_samples=jnp.int32(1), chunk_size=None)
+
+
+def test_values_can_be_looked_at_outside_a_transformation():
+    seen = []
+    jax.jit(lambda x: seen.append(is_known(x)) or x)(jnp.ones(2))
+    assert seen == [False] and is_known(jnp.ones(2)) and is_known(np.ones(2))
+
+
 def total(x):
     return x.sum(1)
 
@@ -57,6 +70,15 @@ def total(x):
         (lambda: broadcast_baseline({"left": np.ones(2), "right": 0.0}, PAIR), r"shape \(2,\) does not broadcast"),
         (lambda: checked_mask(np.ones((2, 3)), (2, 4)), r"mask must be \[2, 4\], one entry per token: got \[2, 3\]"),
         (lambda: check_positive(num_steps=3, chunk_size=0), "chunk_size must be at least 1: got 0"),
+        (lambda: check_positive(num_steps=2.5), "num_steps must be a whole number: got 2.5"),
+        (lambda: check_positive(width=2.0), "width must be a whole number: got 2.0"),
+        (lambda: check_positive(stride="2"), "stride must be a whole number: got '2'"),
+        (
+            lambda: check_like_inputs({"left": np.ones((2, 3)), "right": np.ones((2, 4))}, PAIR),
+            r"structure and shapes of the inputs, .*'right': \[2, 1, 4\]}: got .*'right': \[2, 4\]}",
+        ),
+        (lambda: check_like_inputs(list(PAIR.values()), PAIR), r"got \[\[2, 3\], \[2, 1, 4\]\]"),
+        (lambda: check_features_left(np.array([2, 0, 1, 0])), r"in 2 of 4 examples \(rows 1, 3\)"),
     ],
 )
 def test_bad_input_is_named(call, message):

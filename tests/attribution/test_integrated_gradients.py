@@ -11,6 +11,10 @@ from jaxcore.attribution import completeness_error, integrated_gradients, quadra
 from jaxcore.attribution.chunking import chunked_sum, fitting_chunk_size
 
 
+def total(x):
+    return jnp.sum(x, axis=1)
+
+
 def test_of_a_linear_score_is_weight_times_difference():
     weights = jnp.array([1.0, -2.0, 0.5])
     inputs, baseline = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0.5, 0.0, -1.0])
@@ -62,6 +66,20 @@ def test_completeness_error_is_the_missing_part():
     inputs = jnp.array([[1.0, 2.0]])
     error = completeness_error(score, inputs, jnp.array([[1.0, 3.0]]))
     np.testing.assert_allclose(error, [-1.0])
+
+
+@pytest.mark.parametrize(
+    ("score", "attributions", "message"),
+    [
+        (total, jnp.ones((1, 3)), r"structure and shapes of the inputs, \[2, 3\]: got \[1, 3\]"),
+        (total, jnp.ones(2), r"\[2, 3\]: got \[2\]"),
+        (total, {"a": jnp.ones((2, 3))}, r"got {'a': \[2, 3\]}"),
+        (jnp.sum, jnp.ones((2, 3)), "one number per example"),
+    ],
+)
+def test_completeness_error_refuses_what_is_not_like_the_inputs(score, attributions, message):
+    with pytest.raises(ValueError, match=message):
+        completeness_error(score, jnp.ones((2, 3)), attributions)
 
 
 def test_a_coordinate_the_score_ignores_gets_nothing():
@@ -137,10 +155,19 @@ def test_equals_captum(ours, theirs):
         ({"baseline": jnp.ones((2, 2))}, r"baseline of shape \(2, 2\)"),
         ({"score": lambda x: x}, "one number per example"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number: got 2.5"),
+        ({"chunk_size": 2.5}, "chunk_size must be a whole number: got 2.5"),
         ({"quadrature": "simpson"}, "unknown quadrature"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
-    call = {"score": lambda x: jnp.sum(x, axis=1), "inputs": jnp.ones((2, 3)), **arguments}
+    call = {"score": total, "inputs": jnp.ones((2, 3)), **arguments}
     with pytest.raises(ValueError, match=message):
         integrated_gradients(**call)
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "at least 1: got 0"), (3.5, "a whole number: got 3.5")])
+@pytest.mark.parametrize("name", ["gauss_legendre", "midpoint", "trapezoid"])
+def test_a_rule_has_a_whole_number_of_nodes(name, count, message):
+    with pytest.raises(ValueError, match=f"num_steps must be {message}"):
+        quadrature_rule(name, count)

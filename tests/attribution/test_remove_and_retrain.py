@@ -21,6 +21,19 @@ def test_the_highest_tokens_of_each_text_are_replaced():
     assert every.tolist() == [[99] * 4, [99, 99, 0, 0]]
 
 
+def test_pairs_lose_the_highest_tokens_of_both_texts():
+    ids = {"left": np.array([[1, 2], [3, 4]]), "right": np.array([[5, 6, 7], [8, 0, 0]])}
+    scores = {
+        "left": np.array([[0.9, 0.1], [0.4, 0.3]], np.float32),
+        "right": np.array([[0.8, 0.2, 0.7], [0.1, 9.0, 9.0]], np.float32),
+    }
+    masks = {"left": np.ones((2, 2), bool), "right": np.array([[1, 1, 1], [1, 0, 0]], bool)}
+    texts = RankedTexts(ids, scores, masks)
+    ((found,),) = datasets_without_top_tokens(texts, baseline=MASK_ID, fractions=[0.6])
+    assert found["left"].tolist() == [[99, 2], [99, 99]]
+    assert found["right"].tolist() == [[99, 6, 99], [8, 0, 0]]
+
+
 def task(num_texts, seed):
     """Texts of ten tokens with three features; the first feature of one random token says the class."""
     rng = np.random.default_rng(seed)
@@ -58,3 +71,8 @@ def test_bad_input_is_refused():
         datasets_without_top_tokens(texts, fractions=[1.2])
     with pytest.raises(ValueError, match=r"like their token scores, \[2, 4\]"):
         datasets_without_top_tokens(texts._replace(token_scores=np.ones((2, 4), np.float32)), fractions=[0.5])
+    with pytest.raises(ValueError, match=r"leaves nothing .* in 1 of 2 examples \(rows 1\)"):
+        datasets_without_top_tokens(texts._replace(mask=np.array([[1, 1, 0], [0, 0, 0]])), fractions=[0.5])
+    embeddings = texts._replace(inputs=np.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"baseline of shape \(5,\) does not broadcast to inputs of shape \(2, 3, 4\)"):
+        datasets_without_top_tokens(embeddings, baseline=np.ones(5), fractions=[0.5])  # before the first is asked for
