@@ -41,7 +41,7 @@ Sentences of a reasoning trace, by the modules' names: `resampling_importance` (
 
 A part of a generated text attributed to parts of its sources, by the modules' names: `span_localisation` (from states,
 on device), `quoted_sources` (by asking for quotations), `decontextualisation` (a highlight as a claim of its own),
-`text_spans`, `lexical_alignment`.
+`answer_attempts` (prompts together, unreadable answers again), `text_spans`, `lexical_alignment`.
 """
 
 from jaxcore.attribution.ablation import (

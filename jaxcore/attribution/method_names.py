@@ -9,7 +9,7 @@ use a method's two halves: `compute` is traced, `finish` (only attention flow ha
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,65 +17,37 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcore.attribution.ablation import feature_ablation
-from jaxcore.attribution.attention import (
-    attention_rollout,
-    attention_weights,
-    gradient_x_attention,
-    positive_gradient_x_attention,
-    raw_attention,
-)
+from jaxcore.attribution.attention import attention_rollout, gradient_x_attention, positive_gradient_x_attention
 from jaxcore.attribution.attention_flow import attention_flow
 from jaxcore.attribution.combinators import noise_variance, smoothed
 from jaxcore.attribution.deeplift import deep_lift, deep_shap
 from jaxcore.attribution.expected_gradients import expected_gradients
-from jaxcore.attribution.feature_groups import token_groups
 from jaxcore.attribution.gradients import input_x_gradient, saliency
-from jaxcore.attribution.input_checks import Baseline, Score, check_positive, check_score, checked_finite
+from jaxcore.attribution.input_checks import Baseline, Score, checked_finite
 from jaxcore.attribution.integrated_gradients import integrated_gradients
-from jaxcore.attribution.lrp import lrp
-from jaxcore.attribution.shapley import shapley_sampling
+from jaxcore.attribution.lrp import AlphaBeta, Gamma, lrp
+from jaxcore.attribution.paths import sequential_integrated_gradients
+from jaxcore.attribution.rise import rise_over_groups
+from jaxcore.attribution.shapley import MAX_EXACT_FEATURES, exact_shapley, shapley_sampling
 from jaxcore.attribution.surrogates import kernel_shap, lime
-from jaxcore.attribution.token_aggregation import l2_norm_over_dims, mean_over_dims, sum_over_dims
+from jaxcore.attribution.token_aggregation import l2_norm_over_dims, sum_over_dims
+from jaxcore.attribution.token_reductions import (
+    along_words,
+    attention_maps,
+    by_span,
+    by_token,
+    conductance,
+    guided,
+    looked_at,
+    over_queries,
+    owed_to_values,
+    under_noise,
+)
+from jaxcore.attribution.token_task import TokenTask, token_task
 
-NOISE_SHARE = 0.15
-"""Noise of SmoothGrad and VarGrad over the range of a text's embeddings; Smilkov et al. 2017 take 0.1 to 0.2."""
-
-
-class TokenTask(NamedTuple):
-    """What a method is given.
-
-    Attributes:
-        score: maps embeddings to [batch].
-        embeddings: what is attributed to.
-        mask: True at tokens.
-        baseline: what a token is replaced by, broadcast against one text's [time, dim] or the whole batch.
-        baselines: for methods that average over several, [baselines, time, dim].
-        key: of random methods.
-        num_steps: points on a path; None = the method's own number.
-        num_samples: draws, evaluations or permutations; None = the method's own number.
-        chunk_size, memory_budget: see `jaxcore.attribution.chunking`.
-    """
-
-    score: Score
-    embeddings: Float[Array, "batch time dim"]
-    mask: Bool[Array, "batch time"]
-    baseline: Baseline
-    baselines: Float[Array, "baselines time dim"]
-    key: Key[Array, ""]
-    num_steps: int | None = None
-    num_samples: int | None = None
-    chunk_size: int | None = None
-    memory_budget: int | None = None
-
-    @property
-    def chunks(self) -> dict[str, Any]:
-        return {"chunk_size": self.chunk_size, "memory_budget": self.memory_budget}
-
-    def steps(self, default: int) -> dict[str, Any]:
-        return {"num_steps": self.num_steps or default, **self.chunks}
-
-    def samples(self, default: int, name: str = "num_samples") -> dict[str, Any]:
-        return {name: self.num_samples or default, **self.chunks}
+# Activations of both signs bring a layer's raised output close to 0: with the gamma of networks of ReLUs (0.25) or a
+# smaller epsilon, relevance grows from layer to layer (to 1e12 in 12 random BERT layers).
+_GAMMA = Gamma(gamma=0.05, epsilon=1e-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +62,9 @@ class TokenMethod:
             baseline, its "mean_change" from the baselines, the "score" itself; None: nothing in particular.
         is_random: whether the key has a part in the scores.
         finish: the host's half: (compute's result, mask) -> token scores.
+        max_tokens: the longest text it takes, special tokens counted; None = any.
+        for_sequences: whether tokens that a score does not depend on have no part in the scores of others, so that the
+            method serves every target of a sequence (`jaxcore.attribution.sequence_targets`).
     """
 
     description: str
@@ -98,6 +73,8 @@ class TokenMethod:
     total: Literal["change", "mean_change", "score"] | None = None
     is_random: bool = False
     finish: Callable[[np.ndarray, np.ndarray], Float[np.ndarray, "batch time"]] | None = None
+    max_tokens: int | None = None
+    for_sequences: bool = True
 
 
 def token_scores(
@@ -113,6 +90,7 @@ def token_scores(
     num_samples: int | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
+    vocabulary: Float[Array, "words dim"] | None = None,
 ) -> Float[Array, "batch time"]:
     """Token scores by the method of this name; 0 at padding.
 
@@ -120,8 +98,8 @@ def token_scores(
         name: see `TOKEN_METHODS`.
         score: maps embeddings to [batch]; for attention methods its program must name its attention weights.
         mask: nonzero at tokens.
-        baseline, baselines, num_steps, num_samples, chunk_size, memory_budget: see `TokenTask`; without `baselines`
-            the one baseline stands for them.
+        baseline, baselines, num_steps, num_samples, chunk_size, memory_budget, vocabulary: see `TokenTask`; without
+            `baselines` the one baseline stands for them.
 
     Raises:
         ValueError: an unknown name (the message has the nearest), and as the method.
@@ -131,38 +109,10 @@ def token_scores(
         score, embeddings, mask, key, baseline, baselines, num_steps=num_steps, num_samples=num_samples,
         chunk_size=chunk_size, memory_budget=memory_budget,
     )  # fmt: skip
-    result = method.compute(task)
+    result = method.compute(task._replace(vocabulary=vocabulary))
     if method.finish is None:
         return result
     return jnp.asarray(method.finish(np.asarray(result), np.asarray(task.mask)), result.dtype)
-
-
-def token_task(
-    score: Score,
-    embeddings: Float[Array, "batch time dim"],
-    mask: Array,
-    key: Key[Array, ""],
-    baseline: Baseline,
-    baselines: Array | None = None,
-    **counts: int | None,
-) -> TokenTask:
-    """The checked task; ValueError for embeddings, mask, score or counts that no method could use."""
-    check_score(score, embeddings)
-    check_positive(**counts)
-    if embeddings.ndim != 3 or jnp.shape(mask) != embeddings.shape[:2]:
-        raise ValueError(
-            f"embeddings must be [batch, time, dim] and the mask [batch, time]: got {list(embeddings.shape)} and "
-            f"{list(jnp.shape(mask))}"
-        )
-    example = embeddings.shape[1:]
-    if baselines is None:
-        if jnp.ndim(baseline) == 3 and jnp.shape(baseline)[0] > 1:
-            raise ValueError("a baseline per text cannot stand for `baselines` [baselines, time, dim]: give them too")
-        one = jnp.asarray(baseline, embeddings.dtype)
-        baselines = one if one.ndim == 3 else one[None]
-    baselines = jnp.broadcast_to(baselines, (jnp.shape(baselines)[0] if jnp.ndim(baselines) else 1, *example))
-    # Jitted: traced once, however often a method evaluates it, which is most of the time until a program runs.
-    return TokenTask(jax.jit(score), embeddings, jnp.asarray(mask) != 0, baseline, baselines, key, **counts)
 
 
 def expected_total(method: TokenMethod, task: TokenTask) -> Float[Array, " batch"] | None:
@@ -187,7 +137,7 @@ def method_name(name: str, table: Iterable[str] | None = None) -> str:
     """The name of a name or alias in the table (`TOKEN_METHODS`); ValueError with the nearest names for none."""
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     names = list(TOKEN_METHODS if table is None else table)
-    known = {**{key: key for key in names}, **ALIASES}
+    known = {**{key: key for key in names}, **{alias: of for alias, of in ALIASES.items() if of in names}}
     if plain in known:
         return known[plain]
     near = difflib.get_close_matches(plain, known, n=3, cutoff=0.5)
@@ -202,35 +152,6 @@ def method_table() -> list[tuple[str, str]]:
         (name, method.description + (f" (also: {', '.join(also[name])})" if also[name] else ""))
         for name, method in TOKEN_METHODS.items()
     ]
-
-
-def noise_scale(task: TokenTask) -> Float[Array, "batch 1 1"]:
-    """Standard deviation of SmoothGrad's and VarGrad's noise: a share of the range of a text's embeddings."""
-    inside = task.mask[:, :, None]
-    highest = jnp.max(task.embeddings, axis=(1, 2), keepdims=True, where=inside, initial=-jnp.inf)
-    lowest = jnp.min(task.embeddings, axis=(1, 2), keepdims=True, where=inside, initial=jnp.inf)
-    return NOISE_SHARE * jnp.maximum(highest - lowest, 0)
-
-
-def _smoothed(combinator: Callable[..., Any], task: TokenTask) -> Array:
-    method = combinator(saliency, noise_scale=noise_scale(task), **task.samples(25))
-    return method(task.score, task.embeddings, task.key)
-
-
-def _perturbed(method: Callable[..., Array], task: TokenTask, *key: Array, **options: Any) -> Array:
-    """A method that replaces whole tokens: one feature per token, whose value all its coordinates carry."""
-    groups = token_groups(task.mask)
-    values = method(task.score, task.embeddings, *key, baseline=task.baseline, groups=groups, **options)
-    return mean_over_dims(values)
-
-
-def _weights(task: TokenTask) -> Float[Array, "batch layers heads time source"]:
-    return attention_weights(task.score)(task.embeddings)
-
-
-def _by_source(weights: Float[Array, "batch layers heads time source"], mask: Array) -> Float[Array, "batch source"]:
-    """The sum over layers, heads and tokens that attend (padding does not)."""
-    return jnp.sum(jnp.where(mask[:, None, None, :, None], weights, 0), axis=(1, 2, 3))
 
 
 def _masked(compute: Callable[[TokenTask], Array], name: str) -> Callable[[TokenTask], Array]:
@@ -260,19 +181,42 @@ TOKEN_METHODS: dict[str, TokenMethod] = _table(
     ),
     smoothgrad=TokenMethod(
         "length of the gradient's mean over Gaussian noise on the embeddings",
-        lambda t: l2_norm_over_dims(_smoothed(smoothed, t)),
+        lambda t: l2_norm_over_dims(under_noise(smoothed, t)),
         is_signed=False,
         is_random=True,
     ),
     vargrad=TokenMethod(
         "variance of the gradient over Gaussian noise on the embeddings",
-        lambda t: sum_over_dims(_smoothed(noise_variance, t)),
+        lambda t: sum_over_dims(under_noise(noise_variance, t)),
         is_signed=False,
         is_random=True,
     ),
     integrated_gradients=TokenMethod(
         "gradients summed along the straight line from the baseline; adds up to the score's change",
         lambda t: sum_over_dims(integrated_gradients(t.score, t.embeddings, baseline=t.baseline, **t.steps(50))),
+        total="change",
+    ),
+    sequential_integrated_gradients=TokenMethod(
+        "integrated gradients of each token alone, from its baseline to itself, while the others stay",
+        lambda t: sum_over_dims(
+            sequential_integrated_gradients(t.score, t.embeddings, baseline=t.baseline, **t.steps(20))
+        ),
+    ),
+    discretised_integrated_gradients=TokenMethod(
+        "integrated gradients along a path that passes close to the vectors of other words",
+        along_words,
+        total="change",
+        for_sequences=False,
+    ),
+    guided_integrated_gradients=TokenMethod(
+        "integrated gradients along a path that moves what the score is least sensitive to first",
+        guided,
+        total="change",
+        for_sequences=False,
+    ),
+    layer_conductance=TokenMethod(
+        "how much of the score's change flows through a token's vector behind a layer, mean over layers",
+        conductance,
         total="change",
     ),
     expected_gradients=TokenMethod(
@@ -286,6 +230,11 @@ TOKEN_METHODS: dict[str, TokenMethod] = _table(
     deeplift=TokenMethod(
         "the score's change from the baseline, passed back through the layers by secants (rescale rule)",
         lambda t: sum_over_dims(deep_lift(t.score, t.embeddings, baseline=t.baseline)),
+        total="change",
+    ),
+    deeplift_reveal_cancel=TokenMethod(
+        "DeepLIFT that treats what raises and what lowers an activation apart (reveal-cancel rule)",
+        lambda t: sum_over_dims(deep_lift(t.score, t.embeddings, baseline=t.baseline, activation_rule="reveal_cancel")),
         total="change",
     ),
     deepshap=TokenMethod(
@@ -303,50 +252,80 @@ TOKEN_METHODS: dict[str, TokenMethod] = _table(
         lambda t: sum_over_dims(lrp(t.score, t.embeddings, softmax="constant")),
         total="score",
     ),
+    lrp_gamma=TokenMethod(
+        "layer-wise relevance propagation that favours positive weights (gamma rule, gamma = 0.05)",
+        lambda t: sum_over_dims(lrp(t.score, t.embeddings, linear=_GAMMA)),
+        total="score",
+    ),
+    lrp_alpha_beta=TokenMethod(
+        "layer-wise relevance propagation of what speaks for and against apart (alpha-beta rule, 2 and 1)",
+        lambda t: sum_over_dims(lrp(t.score, t.embeddings, linear=AlphaBeta())),
+        total="score",
+    ),
     occlusion=TokenMethod(
         "how much the score falls when the token is replaced by the baseline",
-        lambda t: _perturbed(feature_ablation, t, **t.chunks),
+        lambda t: by_token(feature_ablation, t, **t.chunks),
+    ),
+    leave_one_span_out=TokenMethod(
+        "how much the score falls when three tokens in a row are replaced, mean over the spans that hold the token",
+        by_span,
     ),
     lime=TokenMethod(
         "coefficients of a local linear model of which tokens are present",
-        lambda t: _perturbed(lime, t, t.key, **t.samples(1000)),
+        lambda t: by_token(lime, t, t.key, **t.samples(1000)),
         is_random=True,
     ),
     kernel_shap=TokenMethod(
         "Shapley values as a regression over sets of tokens",
-        lambda t: _perturbed(kernel_shap, t, t.key, **t.samples(1000)),
+        lambda t: by_token(kernel_shap, t, t.key, **t.samples(1000)),
         total="change",
         is_random=True,
     ),
     shapley_sampling=TokenMethod(
         "Shapley values as mean contributions over random orders of the tokens",
-        lambda t: _perturbed(shapley_sampling, t, t.key, **t.samples(25, "num_permutations")),
+        lambda t: by_token(shapley_sampling, t, t.key, **t.samples(25, "num_permutations")),
         total="change",
         is_random=True,
     ),
+    exact_shapley=TokenMethod(
+        f"Shapley values from all sets of tokens; for texts of at most {MAX_EXACT_FEATURES} tokens",
+        lambda t: by_token(exact_shapley, t, **t.chunks),
+        total="change",
+        max_tokens=MAX_EXACT_FEATURES,
+    ),
+    rise=TokenMethod(
+        "mean score of random sets of tokens that hold the token; compare within a text",
+        lambda t: by_token(rise_over_groups, t, t.key, **t.samples(1000)),
+        is_random=True,
+    ),
     attention=TokenMethod(
-        "what the first token attends to in the last layer, mean over heads",
-        lambda t: raw_attention(_weights(t)),
+        "what the first token attends to in the last layer, mean over heads; the weights of a model that pools by them",
+        looked_at,
         is_signed=False,
     ),
     attention_rollout=TokenMethod(
         "what the first token attends to, followed through all layers and residual connections",
-        lambda t: attention_rollout(_weights(t)),
+        lambda t: attention_rollout(attention_maps(t)),
         is_signed=False,
     ),
     attention_flow=TokenMethod(
         "maximum flow of attention from the first token through all layers (on the host; for short texts)",
-        _weights,
+        attention_maps,
         is_signed=False,
         finish=attention_flow,
     ),
     gradient_x_attention=TokenMethod(
         "attention weights times the score's gradient, summed over layers, heads and queries",
-        lambda t: _by_source(gradient_x_attention(t.score, t.embeddings), t.mask),
+        lambda t: over_queries(gradient_x_attention, t),
     ),
     grad_sam=TokenMethod(
         "the same with positive gradients only",
-        lambda t: _by_source(positive_gradient_x_attention(t.score, t.embeddings), t.mask),
+        lambda t: over_queries(positive_gradient_x_attention, t),
+        is_signed=False,
+    ),
+    value_zeroing=TokenMethod(
+        "what the first token's vector owes to each token's value in a layer, mean over layers",
+        owed_to_values,
         is_signed=False,
     ),
 )
@@ -354,9 +333,15 @@ TOKEN_METHODS: dict[str, TokenMethod] = _table(
 
 ALIASES = {
     "ig": "integrated_gradients",
+    "sig": "sequential_integrated_gradients",
+    "dig": "discretised_integrated_gradients",
+    "discretized_integrated_gradients": "discretised_integrated_gradients",
+    "guided_ig": "guided_integrated_gradients",
     "lrp": "attnlrp",
     "deep_lift": "deeplift",
     "deep_shap": "deepshap",
+    "reveal_cancel": "deeplift_reveal_cancel",
+    "conductance": "layer_conductance",
     "gradient_shap": "expected_gradients",
     "feature_ablation": "occlusion",
     "raw_attention": "attention",

@@ -35,8 +35,10 @@ from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.input_checks import Baseline, Score, accumulation_dtype, checked_finite, checked_mask
 from jaxcore.attribution.integrated_gradients import quadrature_rule
 from jaxcore.attribution.interactions import value_zeroing
-from jaxcore.attribution.method_names import TOKEN_METHODS, TokenMethod, TokenTask, method_name, noise_scale, token_task
+from jaxcore.attribution.method_names import TOKEN_METHODS, TokenMethod, method_name
 from jaxcore.attribution.token_aggregation import Reduction, aggregate_tokens, l2_norm_over_dims, sum_over_dims
+from jaxcore.attribution.token_reductions import noise_scale
+from jaxcore.attribution.token_task import TokenTask, token_task
 
 TargetScore = Literal["log_probability", "probability", "logit", "margin"]
 
@@ -509,7 +511,7 @@ def _sequence_method(name: str, method: TokenMethod) -> SequenceMethod:
 
 
 SEQUENCE_METHODS: dict[str, SequenceMethod] = {
-    **{name: _sequence_method(name, method) for name, method in TOKEN_METHODS.items()},
+    **{name: _sequence_method(name, method) for name, method in TOKEN_METHODS.items() if method.for_sequences},
     "value_zeroing": SequenceMethod(
         "what the predicting token's vector owes to each token's value in a layer, mean over layers",
         _value_zeroing,

@@ -1,14 +1,13 @@
 """``jaxcore attribute``: which tokens of a text made the model say what it says, by any number of methods.
 
-A text given on the command line, or the texts of a file; a classifier's score, the similarity of an encoder's
-embeddings to another text, or each token with which a decoder continues it (attribute_generation.py). The answer goes
-to the terminal, to a report (one HTML file), or to lines of JSON, which are written window by window: a run that was
-killed goes on with ``--resume`` and gives the same file, to the last byte.
+A text or a pair of texts given on the command line, or those of a file; a classifier's score, the similarity of an
+encoder's embeddings to another text, or each token with which a decoder continues it (attribute_generation.py). The
+answer goes to the terminal, to a report (one HTML file), or to lines of JSON, which are written window by window: a run
+that was killed goes on with ``--resume`` and gives the same file, to the last byte.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.attribution.method_names import method_table
-from jaxcore.attribution.sequence_targets import SEQUENCE_METHODS
 from jaxcore.commands.arguments import parse_arguments
 from jaxcore.commands.attribute_generation import attribute_continuations
+from jaxcore.commands.attribute_models import load_text_model
 from jaxcore.commands.attribute_options import AttributeOptions, attribution_options, check_options
 from jaxcore.commands.line_file import LineFile, check_new_file
 from jaxcore.commands.text_runs import (
@@ -27,17 +26,16 @@ from jaxcore.commands.text_runs import (
     advance_with_beats,
     barrier,
     beats_until_notice,
-    load_model_tokenizer,
     open_texts,
     progress_bar,
 )
-from jaxcore.data import Field, ListSource, Source, tokenizer_fingerprint
+from jaxcore.data import Field, ListSource, Source, open_source, tokenizer_fingerprint
 from jaxcore.distributed import make_mesh
-from jaxcore.evaluation.text_attribution import TextModel, explain_windows, text_limit
-from jaxcore.evaluation.text_embedding import Pooling, embed_texts
+from jaxcore.evaluation.text_attribution import explain_windows
 from jaxcore.evaluation.text_explanation import AttributionOptions, ExplainedWindow, TextExplanation, by_word
-from jaxcore.models import DecoderConfig, load_pretrained, read_config
-from jaxcore.models.classifier import load_classifier
+from jaxcore.evaluation.text_model import Text, TextModel
+from jaxcore.models import DecoderConfig, read_config
+from jaxcore.models.recurrent_directory import holds_recurrent
 from jaxcore.reporting import text_table, write_report
 from jaxcore.reporting.explanations import (
     explanation_agreement,
@@ -58,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         description="Which tokens of a text made the model say what it says.",
     )
     if options.methods:
-        of_decoders = ("value_zeroing", f"of decoders: {SEQUENCE_METHODS['value_zeroing'].description}")
-        print(text_table(("method", "what it measures"), [*method_table(), of_decoders]))
+        print(text_table(("method", "what it measures"), method_table()))
         return 0
     check_options(options)
     process = distributed.start(config_hash=distributed.hash_config(as_plain(options)))
@@ -92,10 +89,10 @@ def attribute(
         raise ValueError("a report or the terminal takes one process: write .jsonl, or start one process")
     source = _open(options)
     mesh = make_mesh(options.mesh, jax.local_devices() if devices is None else devices)
-    if isinstance(read_config(options.model), DecoderConfig):
+    if not holds_recurrent(options.model) and isinstance(read_config(options.model), DecoderConfig):
         attribute_continuations(options, source, mesh, tick=tick, is_first=is_first)
         return
-    explained = _load(options, mesh)
+    explained = load_text_model(options, mesh)
     choices = attribution_options(options, explained.labels)
     run = functools.partial(explain_windows, explained, options=choices, mesh=mesh, num_texts=len(source))
     file = _line_file(options, source, explained, mesh) if options.kind == ".jsonl" else None
@@ -108,7 +105,7 @@ def attribute(
     factor = len(choices.methods)
     with progress_bar("attribute", factor * sum(map(len, rows_of)), is_first, unit="texts x methods") as show:
         advance = advance_with_beats([len(rows) * factor for rows in rows_of], beats, show)
-        texts = ((rows.start, [source[row]["text"] for row in rows]) for rows in rows_of)
+        texts = ((rows.start, [_text(source[row]) for row in rows]) for rows in rows_of)
         results = run(windows=texts, widths=None if file is None else file.widths, advance=advance)
         windows = _each_window(results, beats, level=options.level)
         if file is not None:
@@ -157,7 +154,11 @@ def _write_report(
     if options.versus:
         asked = f"logit of {options.target} less logit of {options.versus}"
     facts = {"model": options.model, "score": asked, "level": options.level, "seed": str(options.seed)}
-    settings = {name: value for name, value in as_plain(options).items() if name not in ("text", "methods", "resume")}
+    settings = {
+        name: value
+        for name, value in as_plain(options).items()
+        if name not in ("text", "text_pair", "methods", "resume")
+    }
     report = explanations_report(
         explanations,
         explained.labels,
@@ -200,53 +201,30 @@ def _strongest(item: TextExplanation, scores: np.ndarray, most: int = 5) -> str:
 
 
 def _open(options: AttributeOptions) -> Source:
+    """Records with a ``text``, and for pairs a ``text_pair``."""
     if options.text:
-        records = [{"text": text} for text in options.text]
-        return ListSource(records, fields=(Field("text"),), name="--text", max_malformed_rate=0.0)
-    return open_texts(options.input, options.field, options.max_malformed_rate)
+        given: dict[str, Sequence[str]] = {"text": options.text}
+        if options.text_pair:
+            given["text_pair"] = options.text_pair
+        records = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+        fields = tuple(Field(name) for name in given)
+        return ListSource(records, fields=fields, name="--text", max_malformed_rate=0.0)
+    if not options.pair_field:
+        return open_texts(options.input, options.field, options.max_malformed_rate)
+    fields = Field("text", column=options.field), Field("text_pair", column=options.pair_field)
+    is_tfds = options.input.startswith("tfds:")  # TFDS checked its records when it wrote them
+    checks = {} if is_tfds else {"max_malformed_rate": options.max_malformed_rate}
+    return open_source(options.input, fields=fields, **checks)
 
 
-def _load(options: AttributeOptions, mesh: Mesh) -> TextModel:
-    """The model on the mesh, with explicit attention: attention methods read its weights."""
-    overrides = {"dtype": options.dtype, "attention_implementation": "explicit"}
-    labels: tuple[str, ...] = ()
-    if options.similar_to:
-        model, params = load_pretrained(options.model, config_overrides=overrides, sharding=mesh)
-    else:
-        model, params, labels = _load_classifier(options, overrides, mesh)
-    tokenizer = load_model_tokenizer(options.tokenizer or options.model)
-    explained = TextModel(model, params, tokenizer, labels)
-    if not options.similar_to:
-        return explained
-    tokens = len(tokenizer(options.similar_to, verbose=False)["input_ids"])
-    if tokens > text_limit(explained) and not options.truncate:
-        raise ValueError(
-            f"--similar-to has {tokens} tokens, but the model reads {text_limit(explained)}: shorten it, or give "
-            "--truncate"
-        )
-    pooling: Pooling = "mean" if model.config.pooler == "none" else "model"
-    reference = embed_texts(model, params, tokenizer, [options.similar_to], pooling=pooling, mesh=mesh)[0]
-    return dataclasses.replace(explained, reference=reference)
-
-
-def _load_classifier(
-    options: AttributeOptions, overrides: dict[str, Any], mesh: Mesh
-) -> tuple[Any, Any, tuple[str, ...]]:
-    try:
-        return load_classifier(options.model, config_overrides=overrides, sharding=mesh)
-    except ValueError as error:
-        if "no classification head" in str(error) or "ForSequenceClassification" in str(error):
-            raise ValueError(
-                f"{options.model} is no sequence classifier ({str(error).split(';')[0]}); to explain a similarity "
-                "of its embeddings give --similar-to TEXT"
-            ) from error
-        raise
+def _text(record: Mapping[str, Any]) -> Text:
+    return (record["text"], record["text_pair"]) if "text_pair" in record else record["text"]
 
 
 def _line_file(options: AttributeOptions, source: Source, explained: TextModel, mesh: Mesh) -> LineFile:
     names = (
-        "target", "versus", "similar_to", "score", "level", "field", "truncate", "num_steps", "num_samples", "seed",
-        "dtype", "batch_tokens", "memory_megabytes",
+        "target", "versus", "similar_to", "score", "level", "field", "pair_field", "truncate", "num_steps",
+        "num_samples", "seed", "dtype", "batch_tokens", "memory_megabytes",
     )  # fmt: skip
     settings = {  # what decides the lines, to the last byte
         **{name: str(getattr(options, name)) for name in names},

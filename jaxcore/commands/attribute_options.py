@@ -24,10 +24,12 @@ class AttributeOptions:
     """Options of `jaxcore attribute`."""
 
     model: str = ""
-    """Folder or hub id: a BERT, RoBERTa or DistilBERT sequence classifier, with --similar-to an encoder of these, or a
-    decoder (GPT-2, Llama, Mistral, Qwen), of which each token that continues a text is explained."""
+    """Folder or hub id: a BERT, RoBERTa, DistilBERT or recurrent sequence classifier, with --similar-to an encoder, or
+    a decoder (GPT-2, Llama, Mistral, Qwen), of which each token that continues a text is explained."""
     text: tuple[str, ...] = ()
     """One or more texts to explain."""
+    text_pair: tuple[str, ...] = ()
+    """Of a classifier of pairs (inference, paraphrase): the second text that goes with each --text."""
     input: str = ""
     """Or texts of a file: .jsonl, .csv, .tsv or .parquet (records), .txt (one text a line), or tfds:NAME/SPLIT."""
     method: str = "integrated_gradients"
@@ -60,6 +62,8 @@ class AttributeOptions:
     sentences."""
     field: str = "text"
     """The field of a record that holds the text."""
+    pair_field: str = ""
+    """Of a classifier of pairs: the field of a record that holds the second text."""
     tokenizer: str = ""
     """Folder or hub id of the tokenizer; the model's own by default."""
     truncate: bool = False
@@ -88,6 +92,11 @@ class AttributeOptions:
     """Go on with a .jsonl output that an earlier, interrupted run of this same command began."""
 
     @property
+    def are_pairs(self) -> bool:
+        """Whether each text comes with a second one."""
+        return bool(self.text_pair or self.pair_field)
+
+    @property
     def kind(self) -> str:
         """ "terminal", or the suffix of the output file."""
         return "terminal" if str(self.output) == "terminal" else self.output.suffix
@@ -95,9 +104,13 @@ class AttributeOptions:
     def method_names(self, *, of_decoder: bool = False) -> tuple[str, ...]:
         """The methods, by their names in the table."""
         try:
-            return method_names(self.method.split(","), SEQUENCE_METHODS if of_decoder else TOKEN_METHODS)
+            names = method_names(self.method.split(","), TOKEN_METHODS)
         except ValueError as error:
             raise ValueError(f"{error} (jaxcore attribute --methods describes all)") from error
+        for name in names if of_decoder else ():
+            if name not in SEQUENCE_METHODS:
+                raise ValueError(f"{name} is for classifiers and encoders, but {self.model} is a decoder")
+        return names
 
     def chosen_strategy(self) -> Strategy:
         """A decoder's strategy; ValueError for an unknown name or option, or one that needs a second model."""
@@ -113,7 +126,7 @@ class AttributeOptions:
 def check_options(options: AttributeOptions) -> None:
     """ValueError for options that contradict each other or leave out what is needed; nothing is read."""
     _check_sources(options)
-    options.method_names(of_decoder=True)  # a superset
+    options.method_names()
     for name in ("window", "report_texts", "max_new_tokens"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1: got {getattr(options, name)}")
@@ -136,6 +149,23 @@ def _check_sources(options: AttributeOptions) -> None:
     for number, text in enumerate(options.text):
         if not text.strip():
             raise ValueError(f"--text is empty (text {number}): give at least one word")
+    _check_pairs(options)
+
+
+def _check_pairs(options: AttributeOptions) -> None:
+    if options.text_pair and len(options.text_pair) != len(options.text):
+        raise ValueError(
+            f"give one --text-pair for each --text: got {len(options.text_pair)} for {len(options.text)} texts"
+            + (" (of a file, --pair-field names the second text)" if options.input else "")
+        )
+    for number, text in enumerate(options.text_pair):
+        if not text.strip():
+            raise ValueError(f"--text-pair is empty (text {number}): give at least one word")
+    if options.pair_field and not options.input:
+        raise ValueError("--pair-field is of the records of --input: give second texts with --text-pair")
+    if options.pair_field and (options.input.endswith(".txt") or options.pair_field == options.field):
+        kind = "a line of text has no fields" if options.input.endswith(".txt") else "it names the field of the text"
+        raise ValueError(f"--pair-field {options.pair_field} cannot be read: {kind}")
 
 
 def _check_question(options: AttributeOptions) -> None:
@@ -143,6 +173,8 @@ def _check_question(options: AttributeOptions) -> None:
         raise ValueError(
             "--similar-to explains a similarity, which has no classes: leave --target, --versus, --score out"
         )
+    if options.similar_to and options.are_pairs:
+        raise ValueError("--similar-to explains the embedding of one text: leave --text-pair and --pair-field out")
     if options.versus and not options.target:
         raise ValueError(f"--versus {options.versus} needs --target, the label that is explained rather than it")
     if options.versus and options.versus == options.target:
@@ -183,6 +215,8 @@ def continuation_options(options: AttributeOptions, *, batch_size: int) -> Conti
         "--versus": options.versus,
         "--similar-to": options.similar_to,
         "--truncate": options.truncate,
+        "--text-pair": options.text_pair,
+        "--pair-field": options.pair_field,
     }
     for name, given in of_classifier.items():
         if given:

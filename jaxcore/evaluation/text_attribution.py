@@ -1,7 +1,7 @@
 """Texts in, one score per token out, by any number of attribution methods: grouped by length, spread over a mesh.
 
-What is explained is a `TextModel`: the score of a classifier's class (or of one class rather than another), or the
-similarity of an encoder's embedding to a vector. What is varied are the word embeddings (`token_embeddings`); the
+What is explained is a `TextModel`: the score of a classifier's class (or of one class rather than another), for a text
+or a pair of texts, or the similarity of an encoder's embedding to a vector. What is varied are the word embeddings; the
 baseline of a token is the embedding of the padding token.
 """
 
@@ -10,17 +10,18 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Int
 
 from jaxcore.attribution.input_checks import Score
-from jaxcore.attribution.method_names import TOKEN_METHODS, TokenTask, expected_total, token_task
+from jaxcore.attribution.method_names import TOKEN_METHODS, expected_total
 from jaxcore.attribution.scores import contrast, similarity
+from jaxcore.attribution.token_task import token_task
 from jaxcore.data.length_buckets import LengthBatch, batches_by_length, choose_widths
 from jaxcore.data.tokenization import pad_rows
 from jaxcore.distributed import batch_sharding, current_ticker, jit_on_mesh, num_batch_shards, replicated
@@ -31,11 +32,18 @@ from jaxcore.evaluation.text_explanation import (
     MethodScores,
     TextExplanation,
 )
-from jaxcore.models import Encoder, EncoderConfig, masked_mean, output_from_embeddings
-from jaxcore.models.classifier import EncoderClassifier
-
-if TYPE_CHECKING:  # it takes more than a second to import
-    from transformers import PreTrainedTokenizerFast
+from jaxcore.evaluation.text_model import (
+    Text,
+    TextModel,
+    TokenizedText,
+    TokenRows,
+    embedding_of,
+    logits_of,
+    text_limit,
+    tokenized,
+    word_vectors,
+)
+from jaxcore.models import Encoder
 
 # A token is computed hundreds of times, so one more width pays sooner than for embedding; see `choose_widths`.
 _COMPILE_TOKENS = {"cpu": 512, "accelerator": 2**15}
@@ -44,32 +52,9 @@ _WIDTH_MULTIPLE = {"cpu": 1, "accelerator": 8}
 _BATCHES_AHEAD = 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TextModel:
-    """A model whose scores of texts are explained.
-
-    Attributes:
-        model: a classifier, or an encoder, whose attention weights are explicit (attention methods read them).
-        params: its parameters.
-        tokenizer: its fast tokenizer.
-        labels: of the classes; () for an encoder.
-        reference: for an encoder, the vector that embeddings are compared with.
-    """
-
-    model: EncoderClassifier | Encoder
-    params: Any
-    tokenizer: "PreTrainedTokenizerFast"
-    labels: tuple[str, ...] = ()
-    reference: Float[np.ndarray, " dim"] | None = None
-
-    @property
-    def encoder_config(self) -> EncoderConfig:
-        return self.model.config.encoder if isinstance(self.model, EncoderClassifier) else self.model.config
-
-
 def explain_windows(
     explained: TextModel,
-    windows: Iterable[tuple[int, Sequence[str]]],
+    windows: Iterable[tuple[int, Sequence[Text]]],
     *,
     options: AttributionOptions,
     mesh: Mesh,
@@ -83,7 +68,7 @@ def explain_windows(
     same devices. Random methods draw anew for every batch; what one draws does not depend on the others asked for.
 
     Args:
-        windows: (number of the first text, texts), at least one text in each.
+        windows: (number of the first text, texts), at least one text in each; all single, or all pairs.
         options: see `AttributionOptions`.
         mesh: of this process's devices.
         widths: padded widths; None = chosen from the first window.
@@ -91,20 +76,22 @@ def explain_windows(
         advance: told after every batch and method how many texts are done with it.
 
     Raises:
-        ValueError: a text that is empty or too long, a class out of range, a tokenizer that gives ids the model does
-            not have, attributions that are not finite (names text and method).
+        ValueError: a text that is empty or too long (for the model, or for a method), pairs for a model or tokenizer
+            that reads none, a class out of range, a tokenizer that gives ids the model does not have, attributions that
+            are not finite (names text and method).
     """
     kind = "cpu" if mesh.devices.flat[0].platform == "cpu" else "accelerator"
     programs = _Programs(explained, options, mesh)
     shards = num_batch_shards(mesh)
     ahead: collections.deque[_Dispatched] = collections.deque()
     for first, texts in windows:
-        window = _tokenized(explained, texts, first, truncate=options.truncate)
-        lengths = np.fromiter((len(row) for row in window.ids), np.int32)
+        window = _Window(first, tokenized(explained, texts, first, truncate=options.truncate))
+        lengths = np.fromiter((len(text.ids) for text in window.texts), np.int32)
+        longest = _checked_for_methods(options.methods, lengths, first, text_limit(explained))
         if widths is None:
             widths = choose_widths(
                 lengths,
-                longest=text_limit(explained),
+                longest=longest,
                 compile_tokens=_COMPILE_TOKENS[kind],
                 repeats=max((num_texts or 0) / len(texts), 1.0),
                 multiple=_WIDTH_MULTIPLE[kind],
@@ -124,22 +111,15 @@ def explain_windows(
         yield from _collect(ahead.popleft(), explained, advance)
 
 
-def text_limit(explained: TextModel) -> int:
-    """Tokens of the longest text that the model reads, special ones counted."""
-    return min(explained.encoder_config.max_length, int(explained.tokenizer.model_max_length))
-
-
 # ---- host side -------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Window:
+    """The number of the first text, and all of them as tokens."""
+
     first: int
-    texts: Sequence[str]
-    ids: list[np.ndarray]
-    offsets: list[np.ndarray]
-    special: list[np.ndarray]
-    truncated: list[bool]
+    texts: list[TokenizedText]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,30 +133,19 @@ class _Dispatched:
     is_last: bool
 
 
-def _tokenized(explained: TextModel, texts: Sequence[str], first: int, *, truncate: bool) -> _Window:
-    longest, tokenizer = text_limit(explained), explained.tokenizer
-    encoded = tokenizer(
-        list(texts), truncation=truncate, max_length=longest if truncate else None, return_offsets_mapping=True,
-        return_special_tokens_mask=True, verbose=False,
-    )  # fmt: skip
-    ids = [np.asarray(row, np.int32) for row in encoded["input_ids"]]
-    special = [np.asarray(row, bool) for row in encoded["special_tokens_mask"]]
-    for number, (row, added) in enumerate(zip(ids, special, strict=True), first):
-        if added.all():
-            raise ValueError(f"text {number} is empty: it has no token that could be scored; leave it out")
-        if len(row) > longest:
+def _checked_for_methods(methods: Sequence[str], lengths: Int[np.ndarray, " texts"], first: int, limit: int) -> int:
+    """The most tokens that the model and all methods take; ValueError for a text with more."""
+    for name in methods:
+        most = TOKEN_METHODS[name].max_tokens
+        if most is None:
+            continue
+        if lengths.max() > most:
             raise ValueError(
-                f"text {number} has {len(row)} tokens, but the model reads {longest}: split it, or "
-                "have it cut (--truncate)"
+                f"{name} takes texts of up to {most} tokens, special ones counted: text {first + lengths.argmax()} has "
+                f"{lengths.max()}; kernel_shap and shapley_sampling take longer ones"
             )
-        if row.max() >= explained.encoder_config.vocab_size:
-            raise ValueError(
-                f"the tokenizer gives id {row.max()}, but the model has {explained.encoder_config.vocab_size} token "
-                "vectors; take the tokenizer that belongs to the model"
-            )
-    offsets = [np.asarray(row, np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]]
-    truncated = [bool(encoding.overflowing) for encoding in encoded.encodings or []]
-    return _Window(first, texts, ids, offsets, special, truncated)
+        limit = min(limit, most)
+    return limit
 
 
 def _collect(
@@ -184,7 +153,7 @@ def _collect(
 ) -> Iterator[ExplainedWindow]:
     """Wait for a batch, method by method, and make its explanations; yields the window when it is complete."""
     window, texts = dispatched.window, dispatched.batch.texts.tolist()
-    lengths = [len(window.ids[text]) for text in texts]
+    lengths = [len(window.texts[text].ids) for text in texts]
     model = {name: np.asarray(value) for name, value in dispatched.outputs["model"].items()}
     for row, text in enumerate(texts):
         if not np.isfinite(model["score"][row]):
@@ -220,20 +189,23 @@ def _collect(
 def _explanation(
     explained: TextModel, window: _Window, text: int, values: dict[str, Any], methods: dict[str, MethodScores]
 ) -> TextExplanation:
-    is_class = "target" in values
+    is_class, item = "target" in values, window.texts[text]
+    both = (item.text, None) if isinstance(item.text, str) else item.text
     return TextExplanation(
         number=window.first + text,
-        text=window.texts[text],
-        tokens=tuple(explained.tokenizer.convert_ids_to_tokens(window.ids[text].tolist())),
-        offsets=window.offsets[text],
-        special=window.special[text],
-        truncated=window.truncated[text],
+        text=both[0],
+        tokens=tuple(explained.tokenizer.convert_ids_to_tokens(item.ids.tolist())),
+        offsets=item.offsets,
+        special=item.special,
+        truncated=item.truncated,
         predicted=int(values["predicted"]) if is_class else None,
         target=int(values["target"]) if is_class else None,
         probability=_number(values["probability"]) if is_class and len(explained.labels) > 1 else None,
         score=_number(values["score"]),
         baseline_score=_finite(values["baseline_score"]),
         methods=methods,
+        text_pair=both[1],
+        second_start=item.second_start,
     )
 
 
@@ -262,7 +234,7 @@ class _Programs:
         self._explained, self._options, self._mesh = explained, options, mesh
         reference = np.zeros(1, np.float32) if explained.reference is None else explained.reference
         self._fixed = explained.params, jax.device_put(reference, replicated(mesh))
-        plan = _Plan(explained.model, options, _baseline_tokens(explained))
+        plan = _Plan(explained.model, options, explained.content_free_tokens(), explained.words())
         self._outputs = jit_on_mesh(functools.partial(_outputs, plan=plan), mesh)
         self._methods = {
             name: jit_on_mesh(functools.partial(_method_scores, plan=plan, name=name), mesh) for name in options.methods
@@ -273,21 +245,22 @@ class _Programs:
         """Hand a batch to the devices, all methods; returns before they are done, unless there is to be compiled."""
         # Rows without a text repeat the last one: nothing is undefined in them.
         texts = [*batch.texts, *[batch.texts[-1]] * (batch.num_rows - len(batch.texts))]
-        pad_id = self._explained.encoder_config.pad_token_id
-        rows = pad_rows([window.ids[text] for text in texts], length=batch.width, pad_id=pad_id)
-        ids, lengths = jax.device_put(rows, batch_sharding(self._mesh))
+        chosen = [window.texts[text] for text in texts]
+        ids, lengths = pad_rows([text.ids for text in chosen], length=batch.width, pad_id=self._explained.pad_token_id)
+        segments, _ = pad_rows([text.segments for text in chosen], length=batch.width, pad_id=0)
+        rows = jax.device_put(TokenRows(ids, lengths, segments), batch_sharding(self._mesh))  # type: ignore[arg-type]
         is_new = ids.shape not in self._compiled
         self._compiled.add(ids.shape)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._options.seed), window.first), number)
 
         def call(program: Any, *arguments: Any) -> Any:
             if not is_new:
-                return program(*self._fixed, ids, lengths, *arguments)
+                return program(*self._fixed, rows, *arguments)
             with current_ticker().phase("compile"):
-                return program(*self._fixed, ids, lengths, *arguments)
+                return program(*self._fixed, rows, *arguments)
 
         model = call(self._outputs)
-        targets = model.get("target", lengths)  # a similarity has no classes and looks at none
+        targets = model.get("target", rows.lengths)  # a similarity has no classes and looks at none
         methods = {
             name: call(program, targets, jax.random.fold_in(key, zlib.crc32(name.encode())))
             for name, program in self._methods.items()
@@ -299,81 +272,57 @@ class _Programs:
 class _Plan:
     """What programs are specialised for."""
 
-    model: EncoderClassifier | Encoder
+    model: Any
     options: AttributionOptions
     baseline_tokens: tuple[int, ...]
+    words: Int[np.ndarray, " words"]
 
 
-def _baseline_tokens(explained: TextModel) -> tuple[int, ...]:
-    """Tokens without content, padding first: the baselines of methods that average over several."""
-    tokenizer, config = explained.tokenizer, explained.encoder_config
-    ids = [config.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
-    return tuple(dict.fromkeys(i for i in ids if i is not None and i < config.vocab_size))
-
-
-def _outputs(params: Any, reference: Array, ids: Array, lengths: Array, *, plan: _Plan) -> dict[str, Array]:
+def _outputs(params: Any, reference: Array, rows: TokenRows, *, plan: _Plan) -> dict[str, Array]:
     """What the model says of each text."""
-    mask = jnp.arange(ids.shape[1]) < lengths[:, None]
-    words, options = _word_vectors(plan, params), plan.options
-    embeddings = words[ids]
+    words, options = word_vectors(plan.model, params), plan.options
+    embeddings = words[rows.ids]
     found: dict[str, Array] = {}
-    targets = lengths
-    if isinstance(plan.model, EncoderClassifier):
-        logits = _run(plan, params, ids, mask)(embeddings).logits
+    targets = rows.lengths
+    if not isinstance(plan.model, Encoder):
+        logits = logits_of(plan.model, params, embeddings, rows)
         predicted = jnp.argmax(logits, axis=-1)
         targets = predicted if options.target is None else jnp.full_like(predicted, options.target)
         chances = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         chance = jnp.take_along_axis(chances, targets[:, None], axis=-1)[:, 0]
         found = {"predicted": predicted, "target": targets, "probability": chance}
-    score = _score(plan, params, reference, ids, mask, targets)
+    score = _score(plan, params, reference, rows, targets)
     baseline = jnp.broadcast_to(words[plan.baseline_tokens[0]], embeddings.shape)
     return {**found, "score": score(embeddings), "baseline_score": score(baseline)}
 
 
 def _method_scores(
-    params: Any, reference: Array, ids: Array, lengths: Array, targets: Array, key: Array, *, plan: _Plan, name: str
+    params: Any, reference: Array, rows: TokenRows, targets: Array, key: Array, *, plan: _Plan, name: str
 ) -> tuple[Array, Array | None]:
     """A method's scores (or what its host half makes them of), and their completeness error."""
-    mask = jnp.arange(ids.shape[1]) < lengths[:, None]
-    words, options, method = _word_vectors(plan, params), plan.options, TOKEN_METHODS[name]
-    task: TokenTask = token_task(
-        _score(plan, params, reference, ids, mask, targets),
-        words[ids],
-        mask,
+    words, options, method = word_vectors(plan.model, params), plan.options, TOKEN_METHODS[name]
+    task = token_task(
+        _score(plan, params, reference, rows, targets),
+        words[rows.ids],
+        rows.mask,
         key,
         baseline=words[plan.baseline_tokens[0]],
         baselines=words[jnp.asarray(plan.baseline_tokens)][:, None],
         num_steps=options.num_steps,
         num_samples=options.num_samples,
         memory_budget=options.memory_budget,
-    )
+    )._replace(vocabulary=words[plan.words])
     scores, total = method.compute(task), expected_total(method, task)
     return scores, None if total is None else jnp.sum(scores, axis=1) - total
 
 
-def _word_vectors(plan: _Plan, params: Any) -> Float[Array, "words dim"]:
-    if isinstance(plan.model, EncoderClassifier):
-        return params["encoder"]["embeddings"]["word"].astype(plan.model.config.encoder.dtype)
-    return params["embeddings"]["word"].astype(plan.model.config.dtype)
-
-
-def _run(plan: _Plan, params: Any, ids: Array, mask: Array) -> Callable[[Array], Any]:
-    """Token embeddings -> the model's output."""
-    return lambda embeddings: output_from_embeddings(plan.model, params, embeddings, ids, mask)
-
-
-def _score(plan: _Plan, params: Any, reference: Array, ids: Array, mask: Array, targets: Array) -> Score:
-    run, options = _run(plan, params, ids, mask), plan.options
-    if not isinstance(plan.model, EncoderClassifier):
-
-        def encode(embeddings: Array) -> Array:
-            output = run(embeddings)
-            return masked_mean(output.last_hidden_state, mask) if output.pooled is None else output.pooled
-
-        return similarity(encode, reference)
+def _score(plan: _Plan, params: Any, reference: Array, rows: TokenRows, targets: Array) -> Score:
+    options = plan.options
+    if isinstance(plan.model, Encoder):
+        return similarity(lambda embeddings: embedding_of(plan.model, params, embeddings, rows), reference)
 
     def predict(embeddings: Array) -> Array:
-        return run(embeddings).logits
+        return logits_of(plan.model, params, embeddings, rows)
 
     if options.versus is not None:
         return contrast(predict, targets, options.versus)

@@ -82,6 +82,8 @@ class TextExplanation:
         probability: of the target class; None for a similarity, or a model with one class.
         score: what is explained: of the text, and of the baseline (`baseline_score`).
         methods: by name.
+        text_pair: the second text of a pair, which is explained together with `text`; None for a single text.
+        second_start: of a pair, the first token of the second text, whose offsets are in `text_pair`.
     """
 
     number: int
@@ -96,6 +98,8 @@ class TextExplanation:
     score: float
     baseline_score: float | None
     methods: dict[str, MethodScores]
+    text_pair: str | None = None
+    second_start: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,21 +113,45 @@ class ExplainedWindow:
 def by_word(explanation: TextExplanation) -> TextExplanation:
     """The same with words for tokens: what whitespace separates in the text, scored by the sum of its tokens' scores.
 
-    Special tokens stay as they are. Sums over the text, hence completeness errors, do not change.
+    Special tokens stay as they are, and no word reaches from one text of a pair into the other. Sums over the text,
+    hence completeness errors, do not change.
     """
-    words = word_ids_from_offsets(explanation.offsets[None], [explanation.text])[0]
+    special, split = explanation.special, explanation.second_start
+    words = _word_ids(explanation)
     is_first = np.ones(len(words), bool)
-    is_first[1:] = (words[1:] != words[:-1]) | explanation.special[1:] | explanation.special[:-1]
+    is_first[1:] = (words[1:] != words[:-1]) | special[1:] | special[:-1]
+    if split is not None:
+        is_first[split] = True
     starts = np.flatnonzero(is_first)
     ends = np.append(starts[1:], len(words)) - 1
     offsets = np.stack([explanation.offsets[starts, 0], explanation.offsets[ends, 1]], axis=1)
-    tokens = tuple(
-        explanation.tokens[start] if explanation.special[start] else explanation.text[left:right].strip()
-        for start, (left, right) in zip(starts.tolist(), offsets.tolist(), strict=True)
-    )
+
+    def token(start: int, left: int, right: int) -> str:
+        if special[start]:
+            return explanation.tokens[start]
+        is_second = split is not None and start >= split
+        return str(explanation.text_pair if is_second else explanation.text)[left:right].strip()
+
     methods = {
         name: MethodScores(np.add.reduceat(found.scores, starts), found.completeness_error)
         for name, found in explanation.methods.items()
     }
-    special = explanation.special[starts]
-    return dataclasses.replace(explanation, tokens=tokens, offsets=offsets, special=special, methods=methods)
+    return dataclasses.replace(
+        explanation,
+        tokens=tuple(token(start, *place) for start, place in zip(starts.tolist(), offsets.tolist(), strict=True)),
+        offsets=offsets,
+        special=special[starts],
+        methods=methods,
+        second_start=None if split is None else int(np.searchsorted(starts, split)),
+    )
+
+
+def _word_ids(explanation: TextExplanation) -> Int[np.ndarray, " tokens"]:
+    """The word of each token, counted in its own text; -1 at special tokens."""
+    if explanation.second_start is None or explanation.text_pair is None:
+        return word_ids_from_offsets(explanation.offsets[None], [explanation.text])[0]
+    parts = np.split(explanation.offsets, [explanation.second_start])
+    texts = (explanation.text, explanation.text_pair)
+    return np.concatenate(
+        [word_ids_from_offsets(part[None], [text])[0] for part, text in zip(parts, texts, strict=True)]
+    )

@@ -16,6 +16,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from jaxcore.models.affine import Linear
 from jaxcore.models.checkpoint_files import WEIGHTS, StoredTensor, TensorReader, check_floating, read_json
+from jaxcore.models.class_labels import checked_labels, stored_labels
 from jaxcore.models.dropout import dropout
 from jaxcore.models.encoder import Encoder
 from jaxcore.models.encoder_config import EncoderConfig
@@ -173,7 +174,7 @@ def load_classifier(
     _, encoder_params = load_pretrained(
         directory, config_overrides=overrides, sharding=lambda path: place(f"encoder/{path}"), dtype=dtype
     )
-    labels = _labels(directory, settings, config.num_classes)
+    labels = stored_labels(directory, settings, config.num_classes)
     return EncoderClassifier(config), {"encoder": encoder_params, **nest_paths(leaves)}, labels
 
 
@@ -198,9 +199,7 @@ def save_classifier(
         ValueError: a model is already there, labels that do not fit, or `params` that do not belong to the config.
     """
     config = model_or_config.config if isinstance(model_or_config, EncoderClassifier) else model_or_config
-    names = [f"LABEL_{index}" for index in range(config.num_classes)] if labels is None else [str(n) for n in labels]
-    if len(names) != config.num_classes or len(set(names)) != len(names):
-        raise ValueError(f"labels must be {config.num_classes} distinct names, one per class, got {names}")
+    names = checked_labels(labels, config.num_classes)
     directory = pathlib.Path(path)
     check_vacant(directory, overwrite=overwrite)
     tensors = stored_tensors(nn.meta.unbox(params), _all_layouts(config))
@@ -271,14 +270,3 @@ def _check_head(
             if stored.shape != expected:
                 raise ValueError(f"{stored.file}: tensor {stored.name} has shape {stored.shape}, expected {expected}")
             check_floating(stored)
-
-
-def _labels(directory: pathlib.Path, settings: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    by_id = {str(index): str(name) for index, name in (settings.get("id2label") or {}).items()}
-    expected = [str(index) for index in range(num_classes)]
-    if by_id and set(by_id) != set(expected):
-        raise ValueError(
-            f"{directory / 'config.json'}: id2label has the ids {', '.join(by_id)}, "
-            f"but the head has {num_classes} classes, 0 to {num_classes - 1}"
-        )
-    return tuple(by_id.get(index, f"LABEL_{index}") for index in expected)

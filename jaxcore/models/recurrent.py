@@ -86,7 +86,8 @@ class RecurrentClassifier(nn.Module):
 
     Padding changes nothing, wherever it stands. Named activations: `token_embeddings` (batch, time, D), what
     `classify` takes; `hidden_states` (batch, time, 2 H) of the last layer, 0 on padding; `attention_weights` (batch,
-    time); `logits`. With a pair, each of the first three names has two places, first text before second.
+    time); `logits`. With a pair, each of the first three names has two places, first text before second; `text_states`
+    (texts * batch, time, 2 H) has the hidden states of both in one, padded to the longer.
     """
 
     config: RecurrentConfig
@@ -176,6 +177,7 @@ class RecurrentClassifier(nn.Module):
         mask = jnp.concatenate([_pad_time(mask, longest) for mask in masks])
         for layer in self.layers:
             x = layer(self._drop(x, deterministic), mask)
+        x = checkpoint_name(x, "text_states")
         parts = jnp.split(x, len(vectors))
         return [
             checkpoint_name(part[:, : mask.shape[1]], "hidden_states") for part, mask in zip(parts, masks, strict=True)

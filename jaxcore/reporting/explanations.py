@@ -33,6 +33,7 @@ def explanation_heatmaps(explanation: TextExplanation, labels: Sequence[str], *,
                 marked_label=SPECIAL_TOKEN,
                 positive_label="speaks for" if signed else "matters",
                 negative_label="speaks against" if signed else "(never negative)",
+                breaks=() if explanation.second_start is None else (explanation.second_start,),
             )
         )
     return TokenHeatmaps(heatmaps, caption=explanation_title(explanation, labels, versus=versus))
@@ -40,7 +41,7 @@ def explanation_heatmaps(explanation: TextExplanation, labels: Sequence[str], *,
 
 def explanation_title(explanation: TextExplanation, labels: Sequence[str], *, versus: int | None) -> str:
     """What is explained of this text, in one line."""
-    number = f"text {explanation.number}: "
+    number = f"{'text' if explanation.text_pair is None else 'pair'} {explanation.number}: "
     cut = " (cut)" if explanation.truncated else ""
     if explanation.target is None:
         return f"{number}similarity {format_number(explanation.score)}{cut}"
@@ -63,6 +64,7 @@ def explanation_lines(
     shared = {
         "index": explanation.number,
         "text": explanation.text,
+        "text_pair": explanation.text_pair,
         "level": level,
         "predicted": label(explanation.predicted),
         "target": label(explanation.target),
@@ -74,6 +76,7 @@ def explanation_lines(
         "tokens": list(explanation.tokens),
         "offsets": explanation.offsets.tolist(),
         "special": explanation.special.tolist(),
+        "second_start": explanation.second_start,
     }
     return [
         {
@@ -125,12 +128,15 @@ def explanations_report(
     """The page: the first texts as all methods explain them, the methods' agreement, what they are."""
     methods = list(explanations[0].methods)
     shown = explanations[:max_texts]
+    kind = "text" if shown[0].text_pair is None else "pair"
     blocks: list[Block] = [explanation_heatmaps(item, labels, versus=versus) for item in shown]
     left_out = len(explanations) - len(shown)
     note = "Each method has its own colour scale: compare where the colour is, not how strong. "
     note += "Special tokens are underlined."
-    sections = [Section("Texts", blocks, note + (f" {left_out:,} more texts are not shown." if left_out else ""))]
-    headline = [Headline("texts", f"{len(explanations):,}"), Headline("methods", str(len(methods)))]
+    if kind == "pair":
+        note += " The second text of a pair begins on a line of its own, behind ‖."
+    sections = [Section("Texts", blocks, note + (f" {left_out:,} more {kind}s are not shown." if left_out else ""))]
+    headline = [Headline(f"{kind}s", f"{len(explanations):,}"), Headline("methods", str(len(methods)))]
     agreement = explanation_agreement(explanations)
     if agreement is not None:
         pairs = np.asarray(agreement.mean)[~np.eye(len(methods), dtype=bool)]
@@ -140,7 +146,7 @@ def explanations_report(
         sections.append(Section("Agreement of the methods", [agreement.table()]))
     sections.append(Section("Methods", [_methods_table(explanations), _reading(explanations)]))
     sections.append(Section("Settings", [KeyValues(options)]))
-    title = "Attributions of a text" if len(explanations) == 1 else f"Attributions of {len(explanations):,} texts"
+    title = f"Attributions of a {kind}" if len(explanations) == 1 else f"Attributions of {len(explanations):,} {kind}s"
     return Report(title, facts=facts, headline=headline, sections=sections)
 
 

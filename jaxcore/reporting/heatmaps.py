@@ -1,8 +1,9 @@
 """Documents coloured by the attribution of their tokens: the block types, and their preparation for HTML."""
 
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -20,6 +21,7 @@ _SPECIAL = re.compile(r"\[[A-Z][A-Z0-9_]*\]|<[|/]?[A-Za-z0-9_]+[|]?>")
 _JOINS_PREVIOUS = re.compile(r"[.,;:!?)\]}%…”’]+")
 _JOINS_NEXT = re.compile(r"[(\[{“‘]+")
 _CONTRACTIONS = frozenset(("s", "t", "d", "m", "re", "ve", "ll"))
+_NEW_PART = "‖"
 _VISIBLE_SPACE = {"\n": "⏎", "\r": "⏎", "\t": "⇥", " ": "␣"}
 
 
@@ -36,9 +38,11 @@ class TokenHeatmap:
         caption: what is shown, for example author, score, completeness error.
         marked: T flags, underlined: the tokens known to matter (`marked_label` names them).
         limit: value of full colour, > 0; by default the largest finite magnitude in `values`.
+        breaks: numbers of tokens that begin a new part of the document (the second text of a pair): a line of its own,
+            behind a mark.
 
     Raises:
-        ValueError: no tokens, lengths that differ, a limit that is not positive and finite.
+        ValueError: no tokens, lengths that differ, a limit that is not positive and finite, a break that is no token.
     """
 
     tokens: Sequence[str]
@@ -49,6 +53,7 @@ class TokenHeatmap:
     positive_label: str = "speaks for"
     negative_label: str = "speaks against"
     marked_label: str = "true marker"
+    breaks: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str) or len(self.tokens) == 0:
@@ -58,6 +63,10 @@ class TokenHeatmap:
             raise ValueError(f"{len(self.tokens)} tokens but values of shape {shape}: give one value for each token")
         if self.marked is not None and len(self.marked) != len(self.tokens):
             raise ValueError(f"{len(self.tokens)} tokens but {len(self.marked)} entries in marked: give one each")
+        if any(not 0 <= place < len(self.tokens) for place in self.breaks):
+            raise ValueError(
+                f"breaks must be numbers of the {len(self.tokens)} tokens, from 0: got {list(self.breaks)}"
+            )
         _check_limit(self.limit)
 
 
@@ -143,7 +152,7 @@ def heatmap_view(heatmap: TokenHeatmap, *, limit: float | None = None) -> Heatma
     strongest = tuple((heatmap.tokens[i], texts[i], marked[i]) for i in order[:_STRONGEST_SHOWN] if values[i] != 0)
     clipped = bool((finite > limit).any()) or bool(np.isinf(values).any())
     return HeatmapView(
-        cells=cells,
+        cells=tuple(_with_breaks(cells, heatmap.breaks)),
         caption=heatmap.caption,
         summary=f"{len(cells)} tokens coloured by attribution",
         low=("≤ " if clipped else "") + format_decimals(-limit, decimals),
@@ -155,6 +164,15 @@ def heatmap_view(heatmap: TokenHeatmap, *, limit: float | None = None) -> Heatma
         has_nan=bool(np.isnan(values).any()),
         strongest=strongest,
     )
+
+
+def _with_breaks(cells: Sequence[TokenCell], breaks: Sequence[int]) -> Iterator[TokenCell]:
+    """The cells, and before each part a mark on a new line."""
+    for number, cell in enumerate(cells):
+        if number in breaks:
+            yield TokenCell(_NEW_PART, "\n", "zero", "0", "here the next text begins", marked=False, special=True)
+            cell = dataclasses.replace(cell, before=" ")
+        yield cell
 
 
 def subword_convention(tokens: Sequence[str]) -> Subwords:

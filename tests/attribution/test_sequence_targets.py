@@ -41,6 +41,12 @@ SAME_CODE = (  # but for what other tests cover, as another method's
     "grad_sam",
     "lime",
     "shapley_sampling",
+    "sequential_integrated_gradients",
+    "deeplift_reveal_cancel",
+    "lrp_gamma",
+    "lrp_alpha_beta",
+    "exact_shapley",
+    "rise",
 )
 
 

@@ -164,7 +164,8 @@ def test_barriers_are_named_after_the_command(tmp_path):
         ({"similar_to": "a cat"}, "--similar-to is for classifiers and encoders"),
         ({"model": "{encoder}", "similar_to": "a cat", "level": "sentence"}, "--level sentence is for decoders"),
         ({"model": "{encoder}", "similar_to": "a cat", "contrast": "a"}, "--contrast is for decoders"),
-        ({"model": "{encoder}", "similar_to": "a cat", "method": "value_zeroing"}, "unknown attribution method"),
+        ({"text_pair": "a dog"}, "--text-pair is for classifiers and encoders"),
+        ({"method": "dig"}, "discretised_integrated_gradients is for classifiers and encoders, but"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, changes, message):

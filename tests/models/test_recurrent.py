@@ -169,6 +169,7 @@ def test_named_activations_are_where_a_reader_looks_for_them():
     shapes = {name: value.shape for name, value in activation_names(run, IDS, MASK).items()}
     assert shapes == {
         "token_embeddings": (4, 9, 6),
+        "text_states": (4, 9, 10),
         "hidden_states": (4, 9, 10),
         "attention_weights": (4, 9),
         "logits": (4, 3),
@@ -182,7 +183,9 @@ def test_named_activations_are_where_a_reader_looks_for_them():
     def pair():
         return RecurrentClassifier(PAIR).apply({"params": PAIR_PARAMS}, IDS, MASK, SECOND_IDS, SECOND_MASK)
 
-    first, second = activation_names(pair)["token_embeddings"]
+    names = activation_names(pair)
+    assert names["text_states"].shape == (8, 9, 10)
+    first, second = names["token_embeddings"]
     assert (first.shape, second.shape) == ((4, 9, 6), (4, 6, 6))
 
 

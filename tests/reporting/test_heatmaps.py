@@ -104,6 +104,15 @@ def test_degenerate_values_are_drawn(values):
         assert view.cells[0].title == "a: +inf" and view.cells[1].title == "b: -inf"
 
 
+def test_a_new_part_begins_on_a_line_of_its_own_behind_a_mark():
+    view = heatmap_view(TokenHeatmap(["two", "parts", ".", "here"], [1.0, 0.0, 2.0, -1.0], breaks=[2]))
+    assert "".join(cell.before + cell.text for cell in view.cells) == "two parts\n‖ . here"
+    assert [cell.kind for cell in view.cells] == ["positive", "zero", "zero", "positive", "negative"]
+    assert view.summary == "4 tokens coloured by attribution" and "‖" not in [token for token, _, _ in view.strongest]
+    with pytest.raises(ValueError, match=r"breaks must be numbers of the 2 tokens, from 0: got \[2\]"):
+        TokenHeatmap(["two", "parts"], [1.0, 0.0], breaks=[2])
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
 def test_strength_is_linear_in_the_value_and_odd(values):
     tokens = [f"t{i}" for i in range(len(values))]

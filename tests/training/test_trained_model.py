@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from jaxcore.data import load_tokenizer, word_tokenizer
 from jaxcore.distributed import MeshConfig, make_mesh, tree_shardings
 from jaxcore.models import Decoder, DecoderConfig, Encoder, EncoderConfig, load_pretrained
 from jaxcore.models.bag_of_words import BagOfWordsConfig, BagOfWordsEncoder
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier
+from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig
+from jaxcore.models.recurrent_directory import load_recurrent
 from jaxcore.training import open_run_directory, params_digest
 from jaxcore.training.trained_model import write_trained_model
 
@@ -51,6 +54,21 @@ def test_parameters_in_parts_come_back_bit_by_bit_and_transformers_reads_them(na
     }
     autos[name].from_pretrained(folder)
     assert "architectures" in json.loads((folder / "config.json").read_text())
+
+
+def test_a_recurrent_classifier_is_written_for_the_library_alone(tmp_path):
+    model = RecurrentClassifier(RecurrentConfig(vocab_size=11, embedding_size=4, hidden_size=3, attention_size=2))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 2), jnp.int32))["params"]
+    tokenizer = word_tokenizer(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"], start_token=False, end_token=False, lowercase=True
+    )
+    with contextlib.closing(open_run_directory(tmp_path / "run", MeshConfig(), resume=False)) as run:
+        write_trained_model(run, model, params, tokenizer=tokenizer, labels=("bad", "good"))
+    folder = tmp_path / "run" / "model"
+    loaded, stored, labels = load_recurrent(folder)
+    assert loaded.config == model.config and labels == ("bad", "good")
+    assert params_digest(stored) == params_digest(meta.unbox(params))
+    assert load_tokenizer(folder)("Word word x")["input_ids"] == [5, 5, 1]
 
 
 def test_a_model_that_transformers_does_not_know_is_left_to_the_checkpoints(tmp_path):
