@@ -12,6 +12,9 @@ queries: a generated world in which only the sentence around a highlight says wh
 rewriting by rule); ten highlights on three public documents; with ``--data.path`` the published files: 1,458 highlights
 that people aligned with news (SPARK), and generated answers with supporting passages. In SPARK the candidates are the
 sentences that people aligned with the whole output sentence: an oracle, so its numbers say nothing of a whole system.
+With ``--data.lfqa True`` a pretrained model answers the published long-form questions from their pages, with
+``--data.generations`` it reads answers that were written elsewhere; highlights are then simulated from the facts that
+it finds in them, and nobody has aligned them: they are judged by length, coverage and, with ``--nli-model``, AutoAIS.
 
 What is not possible offline: the paper's tables need GPT-4o and an 11B entailment model, and are not reproduced. The
 recipe of the paper's internals (layers, thresholds) is not public; this one is laquer.md's reconstruction. A language
@@ -44,19 +47,35 @@ from experiments.protocol import (
     single_run_note,
 )
 from jaxcore.attribution.decontextualisation import Claim as Rewritten
-from jaxcore.attribution.decontextualisation import decontextualise
-from jaxcore.attribution.quoted_sources import attribute_by_quotation, candidate_texts
+from jaxcore.attribution.decontextualisation import Highlighted, decontextualise
+from jaxcore.attribution.quoted_sources import (
+    QuotationRequest,
+    QuotedAttribution,
+    attribute_by_quotation,
+    candidate_texts,
+)
 from jaxcore.attribution.text_spans import Offsets, Span, num_characters
 from jaxcore.data import load_tokenizer, pad_rows, train_tokenizer
+from jaxcore.data.grounded_answers import (
+    GroundedAnswer,
+    answer_queries,
+    read_grounded_answers,
+    with_output,
+    write_answers,
+)
 from jaxcore.data.grounded_example import grounded_example
-from jaxcore.data.grounded_texts import read_mds
+from jaxcore.data.grounded_texts import GroundedText, read_lfqa, read_mds
 from jaxcore.data.highlight_queries import HighlightQuery
 from jaxcore.data.pronoun_world import PronounWorldConfig, pronoun_world, quote_most_shared, rewrite_pronoun
 from jaxcore.data.span_alignments import read_granular_statements, read_spark_alignments, spark_queries
 from jaxcore.distributed import MeshConfig, current_ticker
 from jaxcore.evaluation import Claim, Claims, Measured, RunValues, judge_single_run
+from jaxcore.evaluation.entailment import EntailmentModel
+from jaxcore.evaluation.finished_items import FinishedLog
+from jaxcore.evaluation.query_attribution import Attributed, entailment_metrics, entailment_pairs, measure
 from jaxcore.evaluation.released_attribution import released_agreement
-from jaxcore.evaluation.span_attribution import content_coverage, paired_gain, span_agreement
+from jaxcore.evaluation.row_map import Tick
+from jaxcore.evaluation.span_attribution import paired_gain
 from jaxcore.evaluation.span_localiser import (
     LocaliserConfig,
     Located,
@@ -67,7 +86,8 @@ from jaxcore.evaluation.span_localiser import (
     localiser_step,
 )
 from jaxcore.evaluation.token_states import EncoderReader, HashedWordReader, remembered
-from jaxcore.generation.text_generators import TextGenerator, model_generator
+from jaxcore.generation.sampling import GREEDY, Sampling
+from jaxcore.generation.text_generators import TextGenerator, model_generator, rule_generator
 from jaxcore.models import Decoder, DecoderConfig, load_pretrained
 from jaxcore.training import (
     LoopConfig,
@@ -93,7 +113,7 @@ PAPER = Paper(
     title="LAQuer: localized attribution queries in content-grounded generation",
     year=2025,
     claim="Source spans for any highlighted part of an output: far shorter than attributed sentences, and about it.",
-    needs="nothing; human alignments: --data.path; gpu and pod: a --pretrained causal language model",
+    needs="nothing; human alignments: --data.path; gpu, pod and --data.lfqa True: a --pretrained causal language model",
 )
 
 
@@ -109,20 +129,31 @@ class DataConfig:
     path: str = ""
     """Folder of the published files (mds_sents_separation.json, spark_manual_alignments.csv and, where they are there,
     verifiability_granular_*.jsonl); empty: the generated world and the embedded example alone."""
+    lfqa: bool = False
+    """Also let the pretrained model write an answer from the pages of each long-form question in `path`, lfqa_test.json
+    (stage 1, end to end: every source is a candidate). The file has the pages without the questions."""
+    generations: str = ""
+    """Also answers that a generator wrote, with its attribution: JSON Lines of the published form, see
+    `read_grounded_answers`; lines without documents have those of lfqa_test.json in `path`, by their unique_id."""
+    facts_per_output: int = 10
+    """Most simulated highlights of an answer."""
     released: str = ""
     """Folder `results/test` of the published code: its example runs are computed again."""
     world: PronounWorldConfig = dataclasses.field(default_factory=PronounWorldConfig)
     """The generated world."""
     most_queries: int = 0
-    """Most queries of each published file, the first ones; 0 = all."""
+    """Most queries of each published file (answers of `lfqa`, `generations`), the first ones; 0 = all."""
     open_queries: int = 449
     """Highlights, the first ones, that are also searched for without the generator's attribution."""
 
     def __post_init__(self) -> None:
-        if self.most_queries < 0 or self.open_queries < 1:
+        if self.most_queries < 0 or min(self.open_queries, self.facts_per_output) < 1:
             raise ValueError(
-                f"most_queries must be >= 0 and open_queries >= 1: got {self.most_queries}, {self.open_queries}"
+                "most_queries must be >= 0, open_queries >= 1 and facts_per_output >= 1: got "
+                f"{self.most_queries}, {self.open_queries}, {self.facts_per_output}"
             )
+        if self.lfqa and not self.path:
+            raise ValueError("data.lfqa needs --data.path, the folder of lfqa_test.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +186,20 @@ class Config:
     """Most queries of a set that are prompted."""
     attempts: int = 5
     """Answers asked for before everything a generator attributed is taken."""
+    temperature: float = 1.0
+    """Of answers; 0: the likeliest tokens, which all attempts have in common."""
     max_new_tokens: int = 256
     """Of an answer."""
+    prompt_batch: int = 8
+    """Prompts of a program run, padded on the left to one of few widths."""
+    prompts_at_once: int = 32
+    """Queries whose answers are put on disk together."""
+    queries_at_once: int = 128
+    """Queries whose spans, and pairs whose entailment, are put on disk together."""
+    nli_model: str = ""
+    """Folder or hub id of a classifier of pairs with a class 'entailment', for AutoAIS; empty: it is not measured."""
+    nli_length: int = 512
+    """Tokens of a pair; the end of a longer one's premise is left out (``premise_cut``), never of its hypothesis."""
     num_steps: int = 0
     """Updates of a decoder that is trained here, on the sources."""
     batch_size: int = 32
@@ -192,8 +235,18 @@ class Config:
             raise ValueError(f"internals must be some of hash, encoder, decoder: got {self.internals}")
         if "encoder" in self.internals and not self.encoder:
             raise ValueError("internals 'encoder' needs --encoder, a folder or hub id")
-        if min(self.attempts, self.max_length, self.query_length, self.evaluation_rows, self.batch_tokens) < 1:
-            raise ValueError("attempts, max_length, query_length, evaluation_rows and batch_tokens must be >= 1")
+        for name in (
+            "attempts", "max_length", "query_length", "evaluation_rows", "batch_tokens", "prompt_batch",
+            "prompts_at_once", "queries_at_once", "nli_length",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1: got {getattr(self, name)}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be >= 0: got {self.temperature}")
+        if (self.data.lfqa or self.data.generations) and not (self.pretrained and self.prompting):
+            raise ValueError(
+                "data.lfqa and data.generations need a model that is prompted: give --pretrained, a folder or hub id"
+            )
         if self.num_steps < 0 or not self.thresholds or not self.layers:
             raise ValueError(
                 "num_steps must be >= 0 and thresholds and layers not empty: got "
@@ -262,6 +315,8 @@ PRESETS: Mapping[str, Config] = {
         batch_size=256,
         evaluation_rows=256,
         batch_tokens=8192,
+        prompt_batch=256,
+        prompts_at_once=256,
         mesh=MeshConfig(data=-1, fsdp=16),
     ),
 }  # fmt: skip
@@ -288,7 +343,12 @@ def open_tasks(config: Config) -> list[Task]:
         ValueError: files that are missing or of another form.
     """
     tasks = [
-        Task("world", pronoun_world(config.data.world, seed=config.seed), rewrite_pronoun, quote_most_shared),
+        Task(
+            "world",
+            pronoun_world(config.data.world, seed=config.seed),
+            rule_generator(rewrite_pronoun),
+            rule_generator(quote_most_shared),
+        ),
         Task("example", grounded_example(), None, None),
     ]
     if config.data.path:
@@ -301,6 +361,75 @@ def open_tasks(config: Config) -> list[Task]:
             answers = read_granular_statements(granular)
             tasks.append(Task("granular", answers[: config.data.most_queries or len(answers)], None, None))
     return tasks
+
+
+class GivenAnswers(NamedTuple):
+    """Sources that outputs were, or are to be, written from."""
+
+    name: str
+    answers: list[GroundedAnswer]
+    written: bool
+    """False: a model writes the outputs."""
+
+
+def open_answers(config: Config) -> list[GivenAnswers]:
+    """What becomes a task once a model has found the facts of its outputs.
+
+    Raises:
+        ValueError: files that are missing or of another form.
+    """
+    data, found = config.data, []
+    pages: dict[str, GroundedText] = {}
+    if data.path and (data.lfqa or data.generations):
+        file = pathlib.Path(data.path).expanduser() / "lfqa_test.json"
+        pages = read_lfqa(file) if data.lfqa or file.is_file() else {}
+    if data.lfqa:
+        texts = list(pages.values())[: data.most_queries or len(pages)]
+        found.append(GivenAnswers("lfqa", [GroundedAnswer(text, None) for text in texts], written=False))
+    if data.generations:
+        answers = read_grounded_answers(data.generations, pages)
+        found.append(GivenAnswers("generations", answers[: data.most_queries or len(answers)], written=True))
+    return found
+
+
+def answer_task(config: Config, given: GivenAnswers, generate: TextGenerator, log: FinishedLog) -> Task:
+    """The outputs, written where they are not, with the simulated highlights of their facts as queries.
+
+    Raises:
+        ValueError: the model wrote no output, or found no fact that is in one.
+    """
+    answers = given.answers
+    if not given.written:
+        outputs = log.map(
+            f"{given.name}/outputs", lambda group: write_answers(group, generate, seed=config.seed),
+            [answer.text for answer in answers], group_size=config.prompts_at_once,
+        )  # fmt: skip
+        pairs = zip(answers, outputs, strict=True)
+        answers = [answer._replace(text=with_output(answer.text, output)) for answer, output in pairs if output]
+        if not answers:
+            raise ValueError(f"the model wrote no output for any of the {len(outputs)} texts of {given.name}")
+
+    def highlights(group: Sequence[GroundedAnswer]) -> list[Any]:
+        found = answer_queries(group, generate, most=config.data.facts_per_output, seed=config.seed)
+        return [[[q.highlight, q.sentence, q.candidates] for q in queries] for queries in found]
+
+    found = log.map(f"{given.name}/highlights", highlights, answers, group_size=config.prompts_at_once)
+    queries = [
+        HighlightQuery(answer.text, _offsets(highlight), _offsets([sentence])[0], _spans(candidates))
+        for answer, rows in zip(answers, found, strict=True)
+        for highlight, sentence, candidates in rows
+    ]
+    if not queries:
+        raise ValueError(f"the model found no fact in the words of any of the {len(answers)} outputs of {given.name}")
+    return Task(given.name, queries, None, None)
+
+
+def _offsets(pairs: Any) -> tuple[Offsets, ...]:
+    return tuple((int(start), int(end)) for start, end in pairs)
+
+
+def _spans(triples: Any) -> tuple[Span, ...]:
+    return tuple(Span(*triple) for triple in triples)
 
 
 def _first_sentences(queries: Sequence[HighlightQuery], most: int) -> list[HighlightQuery]:
@@ -322,8 +451,23 @@ def topics_of(queries: Sequence[HighlightQuery]) -> list[str]:
 
 # ---- internals -------------------------------------------------------------------------------------------
 
-Locate = Callable[[Sequence[Request], float], list[Located]]
-"""Requests and threshold to spans."""
+Locate = Callable[[Sequence[Request], float, Tick], list[Located]]
+"""Requests and threshold to spans; ticks after each batch."""
+
+
+def locate_all(
+    log: FinishedLog, name: str, locate: Locate, requests: Sequence[Request], threshold: float, group_size: int
+) -> list[Located]:
+    """Spans of every request, on disk group by group."""
+    return log.map(
+        name,
+        lambda group: locate(group, threshold, log.tick),
+        requests,
+        identity=repr([threshold, *((request.query, request.query_spans, request.sources) for request in requests)]),
+        group_size=group_size,
+        to_json=list,
+        from_json=lambda row: Located(_spans(row[0]), row[1], row[2]),
+    )
 
 
 class Host(NamedTuple):
@@ -357,24 +501,48 @@ def _reading_host(config: Config, localiser: LocaliserConfig, mesh: Mesh, read: 
 
     def located_by(chosen: LocaliserConfig) -> Locate:
         step = localiser_step(chosen, mesh)
-        return lambda requests, threshold: localise_texts(
-            requests, reader, step, threshold=threshold, mesh=mesh, batch_tokens=config.batch_tokens
+        return lambda requests, threshold, tick: localise_texts(
+            requests, reader, step, threshold=threshold, mesh=mesh, batch_tokens=config.batch_tokens, tick=tick
         )
 
     windows = located_by(dataclasses.replace(localiser, method="windows"))
     return Host({0: located_by(localiser)}, windows, False, params)
 
 
-def decoder_host(config: Config, mesh: Mesh, tasks: Sequence[Task], directory: RunDirectory, tick: Any) -> Host:
+class LanguageModel(NamedTuple):
+    """A pretrained causal language model: read once, for its states and its answers."""
+
+    model: Decoder
+    params: Any
+    tokenizer: Any
+    generate: TextGenerator
+
+
+def open_language_model(config: Config, mesh: Mesh) -> LanguageModel:
+    """The pretrained model on its shards; prompts are answered in batches over the same mesh."""
+    tokenizer = load_tokenizer(config.pretrained)
+    model, params = load_pretrained(config.pretrained, config_overrides=_overrides(config), sharding=mesh)
+    params = meta.unbox(params)
+    strategy = Sampling(temperature=config.temperature) if config.temperature else GREEDY
+    generate = model_generator(
+        model, params, tokenizer, max_new_tokens=config.max_new_tokens, strategy=strategy,
+        batch_size=config.prompt_batch, mesh=mesh,
+    )  # fmt: skip
+    return LanguageModel(model, params, tokenizer, generate)
+
+
+def decoder_host(
+    config: Config, mesh: Mesh, tasks: Sequence[Task], directory: RunDirectory, tick: Any,
+    language_model: LanguageModel | None,
+) -> Host:  # fmt: skip
     """A causal language model that reads sources, then the query: pretrained, or trained here on the sources."""
-    if config.pretrained:
-        tokenizer = load_tokenizer(config.pretrained)
-        model, params = load_pretrained(config.pretrained, config_overrides=_overrides(config), sharding=mesh)
-        generate = model_generator(model, params, tokenizer, max_new_tokens=config.max_new_tokens)
+    generate: TextGenerator | None = None
+    if language_model is not None:
+        model, params, tokenizer, generate = language_model
     else:
         texts = source_texts(tasks)
         tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size, kind="bpe")
-        model, generate = make_model(config), None
+        model = make_model(config)
         params = fit_language_model(
             model, training_rows(config, tokenizer, texts), config=_language_model(config), seed=config.seed, mesh=mesh,
             run=directory, title=f"laquer {config.preset}", tick=tick,
@@ -384,9 +552,9 @@ def decoder_host(config: Config, mesh: Mesh, tasks: Sequence[Task], directory: R
 
     def located_by(layer: int) -> Locate:
         step = decoder_localiser_step(_centred(config), model, mesh, layer=layer)
-        return lambda requests, threshold: localise_with_decoder(
+        return lambda requests, threshold, tick: localise_with_decoder(
             requests, params, tokenizer, step, threshold=threshold, max_length=config.max_length, mesh=mesh,
-            bos_token_id=bos, batch_tokens=config.batch_tokens,
+            bos_token_id=bos, batch_tokens=config.batch_tokens, tick=tick,
         )  # fmt: skip
 
     return Host({layer: located_by(layer) for layer in config.layers}, None, True, params, generate)
@@ -499,17 +667,23 @@ def other_highlights(queries: Sequence[HighlightQuery]) -> list[tuple[Offsets, .
     return others
 
 
-def rewritten_claims(config: Config, queries: Sequence[HighlightQuery], generate: TextGenerator) -> list[Rewritten]:
+def rewritten_claims(
+    config: Config, queries: Sequence[HighlightQuery], generate: TextGenerator, log: FinishedLog, name: str
+) -> list[Rewritten]:
     """Step A for every query."""
-    return [
-        decontextualise(
-            query.highlight, query.sentence, query.text.output, generate, seed=config.seed, attempts=config.attempts
-        )
-        for query in queries
-    ]
+    return log.map(
+        name,
+        lambda group: decontextualise(group, generate, seed=_first_seed(config), attempts=config.attempts),
+        [Highlighted(query.highlight, query.sentence, query.text.output) for query in queries],
+        group_size=config.prompts_at_once,
+        to_json=lambda claim: [claim.text, claim.spans, claim.explanation, claim.rewritten],
+        from_json=lambda row: Rewritten(row[0], _offsets(row[1]), row[2], row[3]),
+    )
 
 
-Attributed = list[tuple[Span, ...]]
+def _first_seed(config: Config) -> int:
+    """Of the attempts of a run, which are not those of the next seed."""
+    return config.seed * config.attempts
 
 
 def spans_of(located: Sequence[Located]) -> Attributed:
@@ -520,49 +694,34 @@ def spans_of(located: Sequence[Located]) -> Attributed:
 # ---- measurements ----------------------------------------------------------------------------------------
 
 
-class Scored(NamedTuple):
-    """Scores of each query under one method."""
-
-    f1: np.ndarray
-    metrics: dict[str, float]
-
-
-def measure(queries: Sequence[HighlightQuery], attributed: Attributed) -> Scored:
-    """Character precision, recall and F1, length, non-attributed share and coverage, means over queries."""
-    pairs = list(zip(queries, attributed, strict=True))
-    agreement = np.asarray([span_agreement(spans, query.gold) for query, spans in pairs])
-    lengths = np.asarray([num_characters(spans) for spans in attributed], float)
-    covered = [content_coverage(query.words(), spans, query.text.texts()) for query, spans in pairs]
-    named = dict(zip(("precision", "recall", "f1"), agreement.mean(axis=0).tolist(), strict=True))
-    return Scored(
-        agreement[:, 2],
-        {
-            **named,
-            "characters": float(lengths.mean()),
-            "non_attributed": float(np.mean(lengths == 0)),
-            "coverage": float(np.mean(covered)),
-        },
-    )
-
-
 class Evaluated(NamedTuple):
     """What one host gives for one task: metrics by name, and attributions by method."""
 
     metrics: dict[str, float]
     attributed: dict[str, Attributed]
+    """Of the first queries where a method was not asked about all."""
     scores: dict[str, np.ndarray]
     queries: list[HighlightQuery]
 
 
-def evaluate_task(config: Config, task: Task, host: Host, internals: str) -> Evaluated:
-    """All methods on one task with one host."""
+def evaluate_task(
+    config: Config,
+    task: Task,
+    host: Host,
+    internals: str,
+    *,
+    log: FinishedLog | None = None,
+    entailment: EntailmentModel | None = None,
+) -> Evaluated:
+    """All methods on one task with one host; nothing is kept without a log."""
+    log = log or FinishedLog()
+    place = f"{task.name}/{internals}"
     queries, held_out = _split(task.queries) if host.tuned and task.name == "spark" else (task.queries, [])
-    layer, threshold, chosen = _choose(config, host, held_out)
-    locate = host.layers[layer]
+    layer, threshold, chosen = _choose(config, host, held_out, log, place)
     attributed: dict[str, Attributed] = {"sentences": [query.candidates for query in queries]}
 
-    def add(name: str, requests: list[Request], locate: Locate = locate) -> list[Located]:
-        located = locate(requests, threshold)
+    def add(name: str, requests: list[Request], locate: Locate = host.layers[layer]) -> list[Located]:
+        located = locate_all(log, f"{place}/{name}", locate, requests, threshold, config.queries_at_once)
         attributed[name] = spans_of(located)
         return located
 
@@ -571,9 +730,10 @@ def evaluate_task(config: Config, task: Task, host: Host, internals: str) -> Eva
     claims: list[Rewritten] = []
     rewrite, quote = (given or (host.generate if config.prompting else None) for given in (task.rewrite, task.quote))
     if rewrite is not None:
-        claims = rewritten_claims(config, queries, rewrite)
+        claims = rewritten_claims(config, queries, rewrite, log, f"{place}/claims")
         found = add("claim", [claim_request(q, c, q.candidates) for q, c in zip(queries, claims, strict=True)])
-        metrics |= _top_source(queries, raw, found)
+        if all(query.gold for query in queries):
+            metrics |= _top_source(queries, raw, found)
     if task.name == "granular":
         metrics["best_passage"] = _accuracy(queries, raw)
         metrics["best_passage_chance"] = float(np.mean([1 / len(query.candidates) for query in queries]))
@@ -584,17 +744,21 @@ def evaluate_task(config: Config, task: Task, host: Host, internals: str) -> Eva
         add("wrong_highlight", wrong)
         if host.windows is not None:
             add("windows", [request_of(q, q.highlight, q.candidates) for q in queries], host.windows)
+    if task.name in ("spark", "example"):
+        some = queries[: config.data.open_queries]
+        everywhere = add("no_metadata", [request_of(q, q.highlight, q.text.sentences()) for q in some])
+        metrics["no_metadata/cut_short"] = _cut_short(everywhere)
+    if config.prompting and quote is not None:
+        metrics |= _prompted(config, queries, claims, quote, attributed, log, f"{place}/quoted")
     scores = {}
     for name, spans in attributed.items():
-        scored = measure(queries, spans)
+        scored = measure(queries[: len(spans)], spans)
         scores[name] = scored.f1
         metrics |= {f"{name}/{name_}": value for name_, value in scored.metrics.items()}
     metrics |= _gains(config, queries, scores, metrics)
-    if task.name in ("spark", "example"):
-        metrics |= _without_metadata(config, queries, locate, threshold, scores["highlight"])
-    if config.prompting and quote is not None:
-        metrics |= _prompted(config, queries, claims, quote, attributed)
-    return Evaluated({f"{task.name}/{internals}/{k}": v for k, v in metrics.items()}, attributed, scores, queries)
+    if entailment is not None:
+        metrics |= _entailed(config, queries, claims, attributed, entailment, log, f"{place}/entailment")
+    return Evaluated({f"{place}/{k}": v for k, v in metrics.items()}, attributed, scores, queries)
 
 
 def _split(queries: Sequence[HighlightQuery]) -> tuple[list[HighlightQuery], list[HighlightQuery]]:
@@ -604,17 +768,20 @@ def _split(queries: Sequence[HighlightQuery]) -> tuple[list[HighlightQuery], lis
     return [query for query in queries if topics[query.text.name] % 5], held
 
 
-def _choose(config: Config, host: Host, held_out: Sequence[HighlightQuery]) -> tuple[int, float, dict[str, float]]:
+def _choose(
+    config: Config, host: Host, held_out: Sequence[HighlightQuery], log: FinishedLog, place: str
+) -> tuple[int, float, dict[str, float]]:
     """Layer and threshold of the highest F1 on held-out topics; the configured ones where there are none."""
     first = next(iter(host.layers))
     if not held_out:
         return first, config.localiser.threshold, {}
     requests = [request_of(query, query.highlight, query.candidates) for query in held_out]
-    sweep = {
-        (layer, threshold): measure(held_out, spans_of(locate(requests, threshold))).metrics["f1"]
-        for layer, locate in host.layers.items()
-        for threshold in config.thresholds
-    }
+    sweep = {}
+    for layer, locate in host.layers.items():
+        for threshold in config.thresholds:
+            name = f"{place}/sweep/layer_{layer}_threshold_{threshold:g}"
+            located = locate_all(log, name, locate, requests, threshold, config.queries_at_once)
+            sweep[layer, threshold] = measure(held_out, spans_of(located)).metrics["f1"]
     layer, threshold = max(sweep, key=lambda pair: sweep[pair])
     named = {f"sweep/layer_{layer}/threshold_{threshold:g}": value for (layer, threshold), value in sweep.items()}
     return layer, threshold, {"layer": float(layer), "threshold": threshold, **named}
@@ -645,6 +812,12 @@ def _gains(
     found = {
         "length_saving": 1 - metrics["highlight/characters"] / max(metrics["sentences/characters"], 1.0),
     }
+    if not len(scores["highlight"]):
+        return found
+    if "no_metadata" in scores:
+        within = float(np.mean(scores["highlight"][: len(scores["no_metadata"])]))
+        found["no_metadata/f1_within_candidates"] = within
+        found["no_metadata/loss"] = 1 - metrics["no_metadata/f1"] / max(within, 1e-9)
     topics = topics_of(queries)
     for other in ("sentences", "whole_sentence", "wrong_highlight"):
         if other not in scores:
@@ -658,52 +831,63 @@ def _gains(
     return found
 
 
-def _without_metadata(
-    config: Config, queries: Sequence[HighlightQuery], locate: Locate, threshold: float, f1: np.ndarray
-) -> dict[str, float]:
-    """The same highlights searched for in all documents, and their F1 within the candidates."""
-    some = list(queries[: config.data.open_queries])
-    requests = [request_of(query, query.highlight, query.text.sentences()) for query in some]
-    located = locate(requests, threshold)
-    scored = measure(some, spans_of(located)).metrics
-    within = float(np.mean(f1[: len(some)]))
-    return {
-        **{f"no_metadata/{name}": value for name, value in scored.items()},
-        "no_metadata/cut_short": _cut_short(located),
-        "no_metadata/f1_within_candidates": within,
-        "no_metadata/loss": 1 - scored["f1"] / max(within, 1e-9),
-    }
-
-
 def _prompted(
     config: Config,
     queries: Sequence[HighlightQuery],
     claims: Sequence[Rewritten],
     generate: TextGenerator,
     attributed: dict[str, Attributed],
+    log: FinishedLog,
+    name: str,
 ) -> dict[str, float]:
-    """Quotations asked for: their metrics, how often none could be placed, and the length without those."""
-    some = list(queries[: config.max_prompted])
-    found = [
-        attribute_by_quotation(
+    """Quotations asked for: how often none could be placed, and the length without those."""
+    requests = [
+        QuotationRequest(
             claims[number].text if claims else query.words(),
             candidate_texts(query.candidates, query.text.texts()),
-            generate,
-            question=query.text.question,
-            seed=config.seed,
-            attempts=config.attempts,
+            query.text.question,
         )
-        for number, query in enumerate(some)
+        for number, query in enumerate(queries[: config.max_prompted])
     ]
+    found = log.map(
+        name,
+        lambda group: attribute_by_quotation(group, generate, seed=_first_seed(config), attempts=config.attempts),
+        requests,
+        group_size=config.prompts_at_once,
+        to_json=lambda quoted: [quoted.spans, quoted.attempts, quoted.fell_back, quoted.answer],
+        from_json=lambda row: QuotedAttribution(_spans(row[0]), *row[1:]),
+    )
     attributed["quoted"] = [quoted.spans for quoted in found]
-    scored = measure(some, attributed["quoted"]).metrics
     placed = [num_characters(quoted.spans) for quoted in found if not quoted.fell_back]
     return {
-        **{f"quoted/{name}": value for name, value in scored.items()},
         "quoted/fell_back": float(np.mean([quoted.fell_back for quoted in found])),
         "quoted/characters_without_fall_backs": float(np.mean(placed)) if placed else 0.0,
         "quoted/attempts": float(np.mean([quoted.attempts for quoted in found])),
     }
+
+
+def _entailed(
+    config: Config,
+    queries: Sequence[HighlightQuery],
+    claims: Sequence[Rewritten],
+    attributed: Mapping[str, Attributed],
+    entailment: EntailmentModel,
+    log: FinishedLog,
+    name: str,
+) -> dict[str, float]:
+    """AutoAIS of every method: highlights as they are and, where they were rewritten, as claims."""
+    hypotheses = {"autoais": [query.words() for query in queries]}
+    if claims:
+        hypotheses["autoais_claim"] = [claim.text for claim in claims]
+    pairs = entailment_pairs(queries, attributed, hypotheses)
+
+    def judge(group: Sequence[tuple[str, str]]) -> list[list[bool]]:
+        found = entailment([premise for premise, _ in group], [claim for _, claim in group], tick=log.tick)
+        return np.stack([found.entails, found.cut], axis=1).tolist()
+
+    identity = f"{config.nli_model} {pairs}"
+    judged = log.map(name, judge, pairs, identity=identity, group_size=config.queries_at_once)
+    return entailment_metrics(queries, attributed, hypotheses, dict(zip(pairs, judged, strict=True)))
 
 
 # ---- run -------------------------------------------------------------------------------------------------
@@ -720,19 +904,28 @@ def run(
     started = time.perf_counter()
     check_run_directory(run_dir, config, resume=resume)
     mesh = build(config).mesh  # what cannot be built is said before any data is read
-    tasks = open_tasks(config)
+    tasks, answers = open_tasks(config), open_answers(config)
     released = released_agreement(config.data.released) if config.data.released else {}
     directory = open_run_directory(run_dir, config, resume=resume)
     try:
         metrics = {f"released/{name}": value for name, value in released.items()}
         evaluated: dict[str, dict[str, Evaluated]] = {}
         digested: dict[str, Any] = {}
+        log = FinishedLog(directory.path / "evaluation", str(config), tick)
+        entailment = None
+        if config.nli_model:
+            entailment = EntailmentModel(config.nli_model, mesh=mesh, max_length=config.nli_length)
+        language_model = None
+        if config.pretrained and (answers or "decoder" in config.internals):
+            language_model = open_language_model(config, mesh)
+        with current_ticker().phase("evaluate"):
+            tasks += [answer_task(config, given, language_model.generate, log) for given in answers if language_model]
         for internals in config.internals:
-            host = _host(config, internals, mesh, tasks, directory, tick)
+            host = _host(config, internals, mesh, tasks, directory, tick, language_model)
             digested[internals] = host.params
             with current_ticker().phase("evaluate"):
                 for task in tasks:
-                    found = evaluate_task(config, task, host, internals)
+                    found = evaluate_task(config, task, host, internals, log=log, entailment=entailment)
                     evaluated.setdefault(task.name, {})[internals] = found
                     metrics |= found.metrics
         metrics |= _against_hashes(config, evaluated.get("spark", {}))
@@ -748,13 +941,14 @@ def run(
 
 
 def _host(
-    config: Config, internals: str, mesh: Mesh, tasks: Sequence[Task], directory: RunDirectory, tick: Any
-) -> Host:
+    config: Config, internals: str, mesh: Mesh, tasks: Sequence[Task], directory: RunDirectory, tick: Any,
+    language_model: LanguageModel | None,
+) -> Host:  # fmt: skip
     if internals == "hash":
         return hash_host(config, mesh, tasks)
     if internals == "encoder":
         return encoder_host(config, mesh)
-    return decoder_host(config, mesh, tasks, directory, tick)
+    return decoder_host(config, mesh, tasks, directory, tick, language_model)
 
 
 def _against_hashes(config: Config, evaluated: Mapping[str, Evaluated]) -> dict[str, float]:
@@ -779,9 +973,10 @@ def _against_hashes(config: Config, evaluated: Mapping[str, Evaluated]) -> dict[
 NOTE = (
     "Means over queries, in characters. 'sentences' is what the generator attributed, everything there is to read "
     "without this method; in the sets that people aligned it is itself made of their alignments, so no row is the "
-    "quality of a whole system. Length and agreement are to be read together."
+    "quality of a whole system. Length and agreement are to be read together. AutoAIS: the share of highlights "
+    "(autoais), or of rewritten highlights (autoais_claim), that the attributed text entails; no text entails none."
 )
-_SHOWN = ("precision", "recall", "f1", "characters", "coverage", "non_attributed")
+_SHOWN = ("precision", "recall", "f1", "characters", "coverage", "non_attributed", "autoais", "autoais_claim")
 
 
 def write_laquer_report(
@@ -808,10 +1003,9 @@ def write_laquer_report(
     sections: list[Section | None] = []
     for task, found in evaluated.items():
         rows = [
-            (internals, method, *(metrics[f"{task}/{internals}/{method}/{name}"] for name in _SHOWN))
+            (internals, method, *(metrics.get(f"{task}/{internals}/{method}/{name}") for name in _SHOWN))
             for internals, part in found.items()
-            for method in [*part.attributed, "no_metadata"]
-            if f"{task}/{internals}/{method}/f1" in metrics
+            for method in part.attributed
         ]
         sections.append(Section(f"Attribution: {task}", [Table(("states", "query", *_SHOWN), rows)], note=NOTE))
     sections += [examples_section(config, task, found[first]) for task, found in evaluated.items() if first in found]

@@ -289,8 +289,10 @@ PRESETS: Mapping[str, Config] = {
             max_tokens=8192, max_sentences=275, sources_per_row=275, batch_size=1, sources_at_once=1
         ),
     ),
-    # The paper's model and numbers: 10 problems, a right and a wrong trace of each, 100 rollouts at every sentence. A
-    # prefix stands in 25 rows of 4 samples, so that caches of 16,384 tokens fit.
+    # The paper's model and numbers: 10 problems, a right and a wrong trace of each, 100 rollouts at every sentence. On
+    # v5e:16x16 a model stands on 8 chips, as many as it has key-value heads (weights whole on each chip would fill it,
+    # and over fsdp they would be gathered for every token), and 32 such groups share the rows. Batches are multiples of
+    # the 64 hosts. A prefix stands in 10 rows of 10 samples, so that their caches of 16,384 tokens fit.
     "pod": Config(
         preset="pod",
         model=_QWEN_14B,
@@ -299,13 +301,13 @@ PRESETS: Mapping[str, Config] = {
         embedder="sentence-transformers/all-MiniLM-L6-v2",
         training=LanguageModelConfig(num_steps=0),
         rollouts=RolloutConfig(
-            num_traces=20, num_samples=100, samples_per_row=4, max_new_tokens=16_384, forced_tokens=32, batch_size=64,
-            width=8192, attempts=32,
+            num_traces=20, num_samples=100, samples_per_row=10, max_new_tokens=16_384, forced_tokens=32, batch_size=64,
+            width=8192, attempts=40,
         ),
         attention=AttentionConfig(
             max_tokens=8192, max_sentences=275, sources_per_row=5, batch_size=64, sources_at_once=1, time_block=64
         ),
-        mesh=MeshConfig(data=-1, fsdp=16),
+        mesh=MeshConfig(data=-1, tensor=8),
     ),
 }  # fmt: skip
 
@@ -452,23 +454,30 @@ def make_steps(config: Config, devices: Devices | None = None) -> Steps:
 
 
 def build(config: Config, devices: Devices | None = None) -> Program:
-    """Every jitted step with abstract inputs; see `experiments`. A model that is only explained has no `train`."""
+    """Every jitted step with abstract inputs; see `experiments`.
+
+    "rollouts" and "forced" read prefixes (prefill) and draw from them token by token; "suppress" and "attend" read
+    whole traces. "train" is there where a model is trained, not where a pretrained one is explained.
+    """
     steps = make_steps(config, devices)
     mesh, options = steps.mesh, config.rollouts
     dtype = config.parameter_dtype if config.pretrained else None
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=leaf.sharding), steps.state.params
     )
-    sampler = steps.sampler(options.samples_per_row, options.max_new_tokens, (0,))
     prefixes = abstract_rows(mesh, options.batch_size, dict.fromkeys(("ids", "mask"), (options.width,)))
     key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     rows = abstract_rows(mesh, config.attention.batch_size, row_shapes(config.attention))
     whole = {name: row for name, row in rows.items() if name != "sources"}
+
+    def rollouts(new_tokens: int) -> Step:
+        program = rollout_program(steps.model, steps.sampler(options.samples_per_row, new_tokens, (0,)), mesh)
+        return Step(program, (params, *prefixes.values(), key), options.batch_size)
+
     found = {
-        "rollouts": Step(
-            rollout_program(steps.model, sampler, mesh), (params, *prefixes.values(), key), options.batch_size
-        ),
+        "rollouts": rollouts(options.max_new_tokens),
+        "forced": rollouts(options.forced_tokens),
         "suppress": Step(steps.suppress, (params, rows), config.attention.batch_size),
         "attend": Step(steps.attend, (params, whole), config.attention.batch_size),
     }

@@ -6,7 +6,9 @@ wording here is our own.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from jaxcore.attribution.answer_attempts import AnswerPrompts, ask_until_read
 from jaxcore.attribution.lexical_alignment import is_content, lexical_align, strip_ending
 from jaxcore.attribution.text_spans import Offsets, merge_offsets, text_of
 
@@ -109,33 +111,35 @@ def supporting_spans(
     return merge_offsets(found, gap=1)
 
 
+class Highlighted(NamedTuple):
+    """A highlight to be rewritten."""
+
+    spans: Sequence[Offsets]
+    """Of the output, within one sentence."""
+    sentence: Offsets
+    """That sentence."""
+    output: str
+
+
 def decontextualise(
-    highlight: Sequence[Offsets],
-    sentence: Offsets,
-    output: str,
-    generate: Callable[[str, int], str],
-    *,
-    seed: int = 0,
-    attempts: int = 5,
-) -> Claim:
-    """The claim of a highlight; its own words where no attempt gives a usable answer.
+    highlights: Sequence[Highlighted], generate: AnswerPrompts, *, seed: int = 0, attempts: int = 5
+) -> list[Claim]:
+    """The claim of each highlight; its own words where no attempt gives a usable answer.
 
     Args:
-        highlight: spans of the output, within one sentence.
-        sentence: that sentence.
-        generate: prompt and seed to an answer; attempts take the seeds seed, seed + 1, ...
+        generate, seed, attempts: see `ask_until_read`.
 
     Raises:
         ValueError: fewer than one attempt.
     """
-    if attempts < 1:
-        raise ValueError(f"attempts must be at least 1: got {attempts}")
-    words = text_of(highlight, output)
-    prompt = decontextualisation_prompt(words, output)
-    for attempt in range(attempts):
-        try:
-            explanation, claim = parse_claim(generate(prompt, seed + attempt))
-        except ValueError:
-            continue
-        return Claim(claim, tuple(supporting_spans(claim, highlight, sentence, output)), explanation)
-    return Claim(words, tuple(highlight), rewritten=False)
+    words = [text_of(highlight.spans, highlight.output) for highlight in highlights]
+    prompts = [decontextualisation_prompt(*pair) for pair in zip(words, (h.output for h in highlights), strict=True)]
+    answered = ask_until_read(prompts, lambda _, answer: parse_claim(answer), generate, seed=seed, attempts=attempts)
+    claims = []
+    for highlight, own, found in zip(highlights, words, answered, strict=True):
+        if found.value is None:
+            claims.append(Claim(own, tuple(highlight.spans), rewritten=False))
+        else:
+            explanation, claim = found.value
+            claims.append(Claim(claim, tuple(supporting_spans(claim, *highlight)), explanation))
+    return claims

@@ -5,10 +5,12 @@ Source: LAQuer, the prompting method (laquer.md); the wording of the prompt is o
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxcore.attribution.answer_attempts import AnswerPrompts, ask_until_read
 from jaxcore.attribution.lexical_alignment import words_with_offsets
 from jaxcore.attribution.text_spans import Offsets, Span, map_local_to_document, merge_offsets, merge_spans, text_of
 
@@ -225,36 +227,53 @@ def _longest(
     return begin + 1, None, None
 
 
+class QuotationRequest(NamedTuple):
+    """A claim to be attributed."""
+
+    claim: str
+    candidates: Sequence[CandidateText]
+    question: str = ""
+
+
 def attribute_by_quotation(
-    claim: str,
-    candidates: Sequence[CandidateText],
-    generate: Callable[[str, int], str],
+    requests: Sequence[QuotationRequest],
+    generate: AnswerPrompts,
     *,
-    question: str = "",
     examples: Sequence[QuotedExample] = EXAMPLES,
     seed: int = 0,
     attempts: int = 5,
-) -> QuotedAttribution:
-    """The source spans that a model quotes for a claim; all candidates where no answer can be placed.
+) -> list[QuotedAttribution]:
+    """The source spans that a model quotes for each claim; all candidates where no answer can be placed.
 
     A claim without candidates is not asked about and gets no span.
 
     Args:
-        generate: prompt and seed to an answer; attempts take the seeds seed, seed + 1, ...
+        generate, seed, attempts: see `ask_until_read`.
 
     Raises:
         ValueError: fewer than one attempt.
     """
-    if attempts < 1:
-        raise ValueError(f"attempts must be at least 1: got {attempts}")
-    if not candidates:
-        return QuotedAttribution((), 0, False)
-    prompt = quotation_prompt(claim, [source.text for source in candidates], question=question, examples=examples)
-    for attempt in range(attempts):
-        answer = generate(prompt, seed + attempt)
-        try:
-            return QuotedAttribution(tuple(parse_quotations(answer, candidates)), attempt + 1, False, answer)
-        except ValueError:
+    asked = [request for request in requests if request.candidates]
+    prompts = [
+        quotation_prompt(request.claim, [source.text for source in request.candidates], question=request.question,
+                         examples=examples)
+        for request in asked
+    ]  # fmt: skip
+    answered = iter(
+        ask_until_read(
+            prompts, lambda number, answer: tuple(parse_quotations(answer, asked[number].candidates)), generate,
+            seed=seed, attempts=attempts,
+        )
+    )  # fmt: skip
+    attributions = []
+    for request in requests:
+        if not request.candidates:
+            attributions.append(QuotedAttribution((), 0, False))
             continue
-    everything = [Span(source.document, *piece) for source in candidates for piece in source.pieces]
-    return QuotedAttribution(tuple(merge_spans(everything)), attempts, True)
+        found = next(answered)
+        if found.value is None:
+            everything = [Span(source.document, *piece) for source in request.candidates for piece in source.pieces]
+            attributions.append(QuotedAttribution(tuple(merge_spans(everything)), found.attempts, True))
+        else:
+            attributions.append(QuotedAttribution(found.value, found.attempts, False, found.answer))
+    return attributions

@@ -6,9 +6,11 @@ Source: LAQuer (Hirsch et al. 2025), laquer.md.
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
+from jaxcore.attribution.answer_attempts import AnswerPrompts
 from jaxcore.attribution.lexical_alignment import lexical_align, strip_ending
 from jaxcore.attribution.text_spans import Offsets, Span, merge_spans, overlap, text_of
 from jaxcore.data.grounded_texts import GroundedText
@@ -120,19 +122,26 @@ def parse_facts(answer: str) -> list[str]:
 
 
 def simulated_highlights(
-    text: GroundedText, generate: Callable[[str, int], str], *, most: int = 10, seed: int = 42, max_missing: int = 1
-) -> list[tuple[Offsets, list[Offsets]]]:
-    """Highlights of an output, each with its sentence: those of the facts that a language model finds in it.
+    texts: Sequence[GroundedText], generate: AnswerPrompts, *, most: int = 10, seed: int = 42, max_missing: int = 1
+) -> list[list[tuple[Offsets, list[Offsets]]]]:
+    """Highlights of each output, each with its sentence: those of the facts that a language model finds in it.
 
-    At most `most` are drawn, by a generator of the seed and the text's name, so that no order of texts matters.
+    At most `most` of an output are drawn, by a generator of the seed and the text's name, so that no order of texts
+    matters. The sentences of all texts are asked about in one call of `generate`.
     """
-    found: list[tuple[Offsets, list[Offsets]]] = []
-    for number, sentence in enumerate(text.output_sentences):
-        for fact in parse_facts(generate(facts_prompt(text.output[slice(*sentence)]), seed + number)):
-            highlight = simulated_highlight(fact, sentence, text.output, max_missing=max_missing)
+    places = [(number, sentence) for number, text in enumerate(texts) for sentence in text.output_sentences]
+    answers = generate([facts_prompt(texts[number].output[slice(*sentence)]) for number, sentence in places], seed)
+    found: list[list[tuple[Offsets, list[Offsets]]]] = [[] for _ in texts]
+    for (number, sentence), answer in zip(places, answers, strict=True):
+        for fact in parse_facts(answer):
+            highlight = simulated_highlight(fact, sentence, texts[number].output, max_missing=max_missing)
             if highlight:
-                found.append((sentence, highlight))
-    if len(found) <= most:
-        return found
-    chosen = np.random.default_rng([seed, zlib.crc32(text.name.encode())]).choice(len(found), most, replace=False)
-    return [found[index] for index in sorted(chosen)]
+                found[number].append((sentence, highlight))
+    return [_drawn(rows, most, [seed, zlib.crc32(text.name.encode())]) for rows, text in zip(found, texts, strict=True)]
+
+
+def _drawn(rows: list[Any], most: int, seed: list[int]) -> list[Any]:
+    """At most so many of the rows, in their order."""
+    if len(rows) <= most:
+        return rows
+    return [rows[index] for index in sorted(np.random.default_rng(seed).choice(len(rows), most, replace=False))]

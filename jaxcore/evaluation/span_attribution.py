@@ -15,8 +15,8 @@ from jaxcore.attribution.lexical_alignment import is_content, strip_ending, word
 from jaxcore.attribution.text_spans import Span, merge_spans, num_characters, shared_characters
 from jaxcore.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
 
-Entail = Callable[[str, str], bool]
-"""Whether a premise entails a hypothesis."""
+Entail = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
+"""Whether each premise entails the hypothesis beside it."""
 
 
 class SpanAgreement(NamedTuple):
@@ -111,9 +111,11 @@ def autoais(premises: Sequence[str], hypotheses: Sequence[str], entail: Entail) 
         raise ValueError(
             f"expected as many premises as hypotheses, at least one: got {len(premises)}, {len(hypotheses)}"
         )
-    pairs = zip(premises, hypotheses, strict=True)
-    entailed = tuple(bool(premise) and bool(entail(premise, hypothesis)) for premise, hypothesis in pairs)
-    return AutoAis(float(np.mean(entailed)), entailed, float(np.mean([not premise for premise in premises])))
+    asked = [number for number, premise in enumerate(premises) if premise]
+    entailed = np.zeros(len(premises), bool)
+    if asked:
+        entailed[asked] = entail([premises[number] for number in asked], [hypotheses[number] for number in asked])
+    return AutoAis(float(entailed.mean()), tuple(entailed.tolist()), 1 - len(asked) / len(premises))
 
 
 def entailment_input(premise: str, hypothesis: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 from jaxcore.attribution.decontextualisation import (
     MARKER,
+    Highlighted,
     decontextualisation_prompt,
     decontextualise,
     parse_claim,
@@ -39,16 +40,19 @@ def test_words_of_the_sentence_are_taken_there_and_function_words_nowhere_else()
     assert [OUTPUT[slice(*span)] for span in spans] == ["In 1843\nshe published it as a note"]
 
 
-def test_unusable_answers_are_asked_for_again_and_then_given_up():
-    seeds = []
+def test_highlights_are_rewritten_together_and_those_without_an_answer_keep_their_words():
+    asked = []
 
-    def generate(prompt, seed):
-        seeds.append(seed)
-        return "nothing" if seed < 9 else f"{MARKER} Ada Lovelace published the program"
+    def generate(prompts, seed):
+        asked.append((len(prompts), seed))
+        return [
+            f"{MARKER} Ada Lovelace published the program" if prompt.endswith("##CLAIM##: she published it\n") else "no"
+            for prompt in prompts
+        ]
 
-    claim = decontextualise(HIGHLIGHT, SENTENCE, OUTPUT, generate, seed=7, attempts=5)
-    assert seeds == [7, 8, 9] and claim.rewritten and claim.text == "Ada Lovelace published the program"
-    kept = decontextualise(HIGHLIGHT, SENTENCE, OUTPUT, generate, seed=0, attempts=2)
-    assert (kept.text, kept.spans, kept.rewritten) == ("she published it", tuple(HIGHLIGHT), False)
-    with pytest.raises(ValueError, match="attempts must be at least 1"):
-        decontextualise(HIGHLIGHT, SENTENCE, OUTPUT, generate, attempts=0)
+    first, second = (Highlighted(spans, SENTENCE, OUTPUT) for spans in (HIGHLIGHT, [(63, 72)]))
+    claim, kept = decontextualise([first, second], generate, seed=7, attempts=3)
+    assert asked == [(2, 7), (1, 8), (1, 9)]
+    assert claim.rewritten and claim.text == "Ada Lovelace published the program"
+    assert list(claim.spans) == supporting_spans(claim.text, *first)
+    assert (kept.text, kept.spans, kept.rewritten) == (OUTPUT[63:72], ((63, 72),), False)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcore.attribution.quoted_sources import (
+    QuotationRequest,
     attribute_by_quotation,
     candidate_texts,
     locate_quotation,
@@ -93,19 +94,20 @@ def test_prompts_number_the_sources_and_end_where_the_answer_begins():
 
 def test_answers_are_asked_for_again_and_then_everything_is_taken():
     answers = {0: "no such words anywhere here", 1: "A storm closed"}
-    found = attribute_by_quotation("c", CANDIDATES, lambda prompt, seed: answers[seed], attempts=5)
+    request = QuotationRequest("c", CANDIDATES)
+    [found] = attribute_by_quotation([request], lambda prompts, seed: [answers[seed]], attempts=5)
     assert quoted(found.spans) == ["A storm closed"] and (found.attempts, found.fell_back) == (2, False)
-    lost = attribute_by_quotation("c", CANDIDATES, lambda prompt, seed: answers[0], attempts=3)
+    [lost] = attribute_by_quotation([request], lambda prompts, seed: [answers[0]], attempts=3)
     assert lost.fell_back and lost.attempts == 3
     assert quoted(lost.spans) == ["The bridge opened in 1859;", "Trains cross it slowly.", "A storm closed the bridge."]
 
 
-def test_a_claim_without_candidates_is_not_asked_about():
-    def fail(prompt, seed):
-        raise AssertionError("asked")
+def test_a_claim_without_candidates_is_not_asked_about_and_the_others_keep_their_places():
+    def generate(prompts, seed):
+        assert len(prompts) == 2
+        return ["A storm closed", "Trains cross it"]
 
-    assert (
-        attribute_by_quotation("c", [], fail) == ((), 0, False, "") or not attribute_by_quotation("c", [], fail).spans
-    )
-    with pytest.raises(ValueError, match="attempts"):
-        attribute_by_quotation("c", CANDIDATES, fail, attempts=0)
+    requests = [QuotationRequest("a", CANDIDATES), QuotationRequest("b", []), QuotationRequest("c", CANDIDATES)]
+    found = attribute_by_quotation(requests, generate)
+    assert [quoted(one.spans) for one in found] == [["A storm closed"], [], ["Trains cross it"]]
+    assert [one.attempts for one in found] == [1, 0, 1] and not any(one.fell_back for one in found)

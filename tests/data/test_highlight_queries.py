@@ -1,5 +1,7 @@
 """Highlights from facts, and which sources a highlight inherits from its sentence."""
 
+import dataclasses
+
 from jaxcore.attribution.text_spans import Span
 from jaxcore.data.grounded_texts import GroundedText
 from jaxcore.data.highlight_queries import (
@@ -11,6 +13,7 @@ from jaxcore.data.highlight_queries import (
     simulated_highlights,
     transfer_candidates,
 )
+from jaxcore.generation import scripted_generator
 
 OUTPUT = "Ann left Rome. The blue ferry sank off Skagen with forty people."
 SENTENCES = ((0, 14), (15, len(OUTPUT)))
@@ -58,11 +61,13 @@ def test_facts_are_asked_for_and_drawn_by_the_text_s_own_seed():
         facts_prompt(OUTPUT[0:14]): "- Ann left.\n- Ann left Rome.",
         facts_prompt(OUTPUT[15:]): "- The ferry sank.\n\n- The ferry was blue\n- Forty people.\n- Cows fly over hills.",
     }
-    every = simulated_highlights(text, lambda prompt, seed: answers[prompt])
+    generate = scripted_generator(answers)
+    [every] = simulated_highlights([text], generate)
     assert len(every) == 5 and [sentence for sentence, _ in every].count(SENTENCES[0]) == 2
-    some = simulated_highlights(text, lambda prompt, seed: answers[prompt], most=2)
+    [some] = simulated_highlights([text], generate, most=2)
     assert len(some) == 2 and all(highlight in every for highlight in some)
-    assert some == simulated_highlights(text, lambda prompt, seed: answers[prompt], most=2)
+    other = dataclasses.replace(text, name="u", output=OUTPUT[:14], output_sentences=SENTENCES[:1])
+    assert simulated_highlights([other, text], generate, most=2) == [every[:2], some]
 
 
 def test_lines_are_facts_with_or_without_a_dash():

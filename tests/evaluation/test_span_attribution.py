@@ -49,9 +49,9 @@ def test_a_premise_has_its_documents_in_order_with_periods():
 def test_queries_without_attribution_stay_in_the_denominator_and_are_not_asked_about():
     asked = []
 
-    def entail(premise, hypothesis):
-        asked.append(premise)
-        return hypothesis in premise
+    def entail(premises, hypotheses):
+        asked.extend(premises)
+        return [hypothesis in premise for premise, hypothesis in zip(premises, hypotheses, strict=True)]
 
     found = autoais(["cats sleep", "", "dogs"], ["cats", "", "cats"], entail)
     assert found == (pytest.approx(1 / 3), (True, False, False), pytest.approx(1 / 3)) and asked == [
@@ -60,6 +60,7 @@ def test_queries_without_attribution_stay_in_the_denominator_and_are_not_asked_a
     ]
     with pytest.raises(ValueError, match="at least one: got 0, 0"):
         autoais([], [], entail)
+    assert autoais(["", ""], ["a", "b"], entail) == (0, (False, False), 1) and len(asked) == 2
 
 
 def test_gains_resample_topics_not_queries():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,11 +12,18 @@ from experiments import laquer
 from experiments.__main__ import main
 from jaxcore.attribution.decontextualisation import MARKER
 from jaxcore.attribution.text_spans import Span
+from jaxcore.data import train_tokenizer
 from jaxcore.data.grounded_example import grounded_example
-from jaxcore.data.grounded_texts import GroundedText, source_document
+from jaxcore.data.grounded_texts import GroundedText, source_document, split_sentences
 from jaxcore.data.highlight_queries import HighlightQuery
 from jaxcore.data.pronoun_world import pronoun_world
-from jaxcore.evaluation import RunValues, judge
+from jaxcore.evaluation import Interrupted, RunValues, judge
+from jaxcore.evaluation.entailment import Entailment
+from jaxcore.evaluation.finished_items import FinishedLog
+from jaxcore.evaluation.span_attribution import attribution_premise
+from jaxcore.generation import rule_generator
+from jaxcore.models import Decoder, EncoderConfig, save_pretrained
+from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, save_classifier
 from jaxcore.training import Preempted, read_metrics
 
 SMOKE = laquer.PRESETS["smoke"]
@@ -78,6 +86,139 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
     assert resumed.metrics == {name: value for name, value in finished[1].metrics.items() if "/decoder/" in name}
 
 
+def test_an_evaluation_stopped_anywhere_goes_on_with_what_is_on_disk(finished, nli_folder, tmp_path):
+    """Also AutoAIS by a classifier in the run: the entailment stops halfway, then nothing else is computed again."""
+    config = dataclasses.replace(HASHED, nli_model=str(nli_folder), queries_at_once=10, prompts_at_once=10)
+    folder = tmp_path / "run" / "evaluation" / "world" / "hash"
+    with pytest.raises(Interrupted, match="after 20 of"):
+        laquer.run(config, tmp_path / "run", tick=lambda step: step == 1 and (folder / "entailment.jsonl").exists())
+    done = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name != "entailment.jsonl"}
+    assert {"highlight.jsonl", "claims.jsonl", "claim.jsonl", "quoted.jsonl"} == set(done)
+    resumed = laquer.run(config, tmp_path / "run", resume=True).metrics
+    written = {file.name: file.read_bytes().splitlines() for file in folder.iterdir()}
+    assert [json.loads(line) for line in written["quoted.jsonl"][1:]]
+    whole = {name: value for name, value in finished[1].metrics.items() if "/hash/" in name}
+    assert {name: value for name, value in resumed.items() if name in whole} == whole
+    judged = dict.fromkeys(json.loads(line)[0] for line in written["entailment.jsonl"][1:])
+    assert set(judged) <= {True, False}
+    for method in ("sentences", "highlight", "claim", "quoted"):
+        assert 0 <= resumed[f"world/hash/{method}/autoais"] <= 1 and f"world/hash/{method}/autoais_claim" in resumed
+    assert "autoais_claim" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def nli_folder(tmp_path_factory):
+    """A random classifier of pairs with a class for entailment."""
+    folder = tmp_path_factory.mktemp("nli")
+    tokenizer = train_tokenizer(
+        [query.text.output for query in pronoun_world(SMOKE.data.world, seed=0)], vocab_size=300
+    )
+    sizes = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "max_positions": 512}
+    config = ClassifierConfig(EncoderConfig(vocab_size=len(tokenizer), **sizes), num_classes=2)
+    params = jax.jit(EncoderClassifier(config).init)(jax.random.key(0), np.ones((1, 4), np.int32))["params"]
+    save_classifier(folder, config, params, ["entailment", "other"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def all_words_are_there(premises, hypotheses, *, tick):
+    entails = [
+        set(h.lower().split()) <= set(re.findall("[a-z]+", p.lower()))
+        for p, h in zip(premises, hypotheses, strict=True)
+    ]
+    return Entailment(np.asarray(entails), np.zeros(len(entails)), np.asarray([len(p) > 400 for p in premises]))
+
+
+def test_autoais_is_of_the_same_hypotheses_for_every_method(hashed):
+    """By an oracle: all sources together have any claim's words, a span has them if it is the right one."""
+    (world, _), host = hashed
+    few = world._replace(queries=world.queries[:6])
+    found = laquer.evaluate_task(HASHED, few, host, "hash", entailment=all_words_are_there)
+    metrics, queries = found.metrics, found.queries
+    assert metrics["world/hash/sentences/autoais_claim"] == 1 and metrics["world/hash/quoted/autoais_claim"] == 1
+    assert metrics["world/hash/quoted/autoais"] == 0, "nobody is called 'she' in the sources"
+    claims = laquer.rewritten_claims(HASHED, queries, world.rewrite, FinishedLog(), "")
+    premises = [
+        attribution_premise(spans, query.text.texts())
+        for query, spans in zip(queries, found.attributed["claim"], strict=True)
+    ]
+    entailed = all_words_are_there(premises, [claim.text for claim in claims], tick=None).entails
+    assert metrics["world/hash/claim/autoais_claim"] == np.mean(entailed)
+    none = few._replace(queries=[dataclasses.replace(query, candidates=()) for query in few.queries], quote=None)
+    metrics = laquer.evaluate_task(HASHED, none, host, "hash", entailment=all_words_are_there).metrics
+    assert metrics["world/hash/claim/autoais_claim"] == 0 == metrics["world/hash/claim/premise_cut"]
+
+
+def answers_and_facts(prompt, seed):
+    """Writes the first sentence of every source, and finds each sentence's fact in its own words."""
+    if prompt.endswith("Answer: "):
+        sources = re.findall(r"^Source \d+: (.*)$", prompt, re.MULTILINE)
+        return " ".join(source[slice(*split_sentences(source)[0])] for source in sources)
+    return f"- {re.findall(r'Sentence: (.*)', prompt)[-1]}"
+
+
+def lfqa_config(folder, **data):
+    data = dataclasses.replace(HASHED.data, path=str(folder), lfqa=True, **data)
+    return dataclasses.replace(HASHED, pretrained="some model", data=data)
+
+
+def attributed_answers(config):
+    """The task of long-form answers and what hashed words find, without the model that the rule stands for."""
+    [given] = laquer.open_answers(config)
+    task = laquer.answer_task(config, given, rule_generator(answers_and_facts), FinishedLog())
+    host = laquer.hash_host(config, laquer.build(HASHED).mesh, [task])
+    return task, laquer.evaluate_task(config, task, host, "hash", entailment=all_words_are_there)
+
+
+def test_answers_to_long_form_questions_are_written_highlighted_and_attributed(tmp_path):
+    pages = {
+        "u1": "Honey holds little water. Bees carry nectar home. Few microbes survive in honey.",
+        "u2": "Ferries cross the fjord at noon. The harbour was built in 1902.",
+    }
+    (tmp_path / "lfqa_test.json").write_text(json.dumps({"documents": {"q": pages}}))
+    task, found = attributed_answers(lfqa_config(tmp_path))
+    assert task.queries[0].text.output == "Honey holds little water. Ferries cross the fjord at noon."
+    assert [query.words() for query in task.queries] == [
+        "Honey holds little water.",
+        "Ferries cross the fjord at noon.",
+    ]
+    texts = task.queries[0].text.texts()
+    first, second = ([texts[d][a:b] for d, a, b in spans] for spans in found.attributed["highlight"])
+    assert first[0].startswith("Honey holds little water") and second[0].startswith("Ferries cross the fjord at noon")
+    assert found.metrics["lfqa/hash/highlight/coverage"] == 1 and found.metrics["lfqa/hash/length_saving"] > 0.3
+    assert found.metrics["lfqa/hash/sentences/characters"] == sum(len(text) for text in pages.values()) - 3
+    assert not any(name.endswith(("/f1", "best_source/gain")) for name in found.metrics), "nobody has aligned them"
+
+
+def test_the_published_pages_of_long_form_questions(shared_data):
+    task, found = attributed_answers(lfqa_config(shared_data / "laquer", most_queries=2, facts_per_output=3))
+    assert task.name == "lfqa" and 2 <= len(task.queries) <= 6
+    assert found.metrics["lfqa/hash/highlight/coverage"] > 0.9 and found.metrics["lfqa/hash/length_saving"] > 0.5
+
+
+def test_answers_of_a_generator_are_a_task_of_a_run(finished, tmp_path, monkeypatch):
+    """Read from a file by a run with a pretrained model, whose answers the rule stands for."""
+    config = dataclasses.replace(SMOKE.model, vocab_size=400)
+    tokenizer = train_tokenizer(["Alma sold clocks."], vocab_size=400, kind="bpe")
+    params = jax.jit(Decoder(config).init)(jax.random.key(0), np.ones((1, 2), np.int32))["params"]
+    save_pretrained(tmp_path / "model", config, params)
+    tokenizer.save_pretrained(tmp_path / "model")
+    documents = [{"documentFile": "d", "documentText": ["Alma sold clocks. ", "Frida painted bridges."]}]
+    rows = [{"scuSentCharIdx": 0, "scuSentence": "Alma sold clocks.", "documentFile": "d", "docSpanOffsets": [[0, 17]]}]
+    record = {"unique_id": "x", "response": "Alma sold clocks.", "documents": documents}
+    (tmp_path / "x.json").write_text(json.dumps(record | {"set_of_highlights_in_context": rows}) + "\n")
+    monkeypatch.setattr(laquer, "model_generator", lambda *given, **options: rule_generator(answers_and_facts))
+    data = dataclasses.replace(SMOKE.data, generations=str(tmp_path / "x.json"))
+    config = dataclasses.replace(HASHED, pretrained=str(tmp_path / "model"), data=data)
+    metrics = laquer.run(config, tmp_path / "run").metrics
+    assert metrics["generations/hash/sentences/characters"] == 18, "only the cited sentence is a candidate"
+    assert metrics["generations/hash/highlight/coverage"] == 1
+    whole = {name: value for name, value in finished[1].metrics.items() if "/hash/" in name}
+    assert {name for name in metrics if not name.startswith("generations/")} == set(whole)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Attribution: generations" in page and "⟦Alma sold clocks.⟧" in page
+
+
 def test_what_step_a_writes_is_what_step_b_looks_for(hashed):
     """A rewriter that names another woman leads to her sentence: the released code searches for the raw highlight."""
     (world, _), host = hashed
@@ -93,14 +234,15 @@ def test_what_step_a_writes_is_what_step_b_looks_for(hashed):
         context, claim = re.findall(r"##CONTEXT##: (.*)\n##CLAIM##: (.*)", prompt)[-1]
         return f"{MARKER} {claim.replace('she', other[context])}"
 
-    found = laquer.evaluate_task(HASHED, world._replace(rewrite=rewrite, quote=None), host, "hash")
+    task = world._replace(rewrite=rule_generator(rewrite), quote=None)
+    found = laquer.evaluate_task(HASHED, task, host, "hash")
     assert found.metrics["world/hash/best_source/claim"] < 0.1
     assert found.metrics["world/hash/best_source/highlight"] > 0.15
 
 
 def test_unplaced_answers_fall_back_to_everything_and_say_so(hashed):
     (world, _), host = hashed
-    few = world._replace(queries=world.queries[:3], quote=lambda prompt, seed: "no such words here at all")
+    few = world._replace(queries=world.queries[:3], quote=rule_generator(lambda *_: "no such words here at all"))
     metrics = laquer.evaluate_task(HASHED, few, host, "hash").metrics
     assert metrics["world/hash/quoted/fell_back"] == 1 and metrics["world/hash/quoted/attempts"] == HASHED.attempts
     assert metrics["world/hash/quoted/characters"] > 300
@@ -172,6 +314,10 @@ def test_people_s_alignments_are_followed(spark):
         (["--data.world.num-sharing", "1"], "num_sharing >= 2"),
         (["--localiser.min-run", "0"], "min_run"),
         (["--data.open-queries", "0"], "open_queries >= 1"),
+        (["--data.lfqa", "True"], "data.lfqa needs --data.path"),
+        (["--data.generations", "x.json"], "need a model that is prompted: give --pretrained"),
+        (["--prompt-batch", "0"], "prompt_batch must be >= 1: got 0"),
+        (["--temperature", "-1"], "temperature must be >= 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(fields, message, tmp_path, capsys):

@@ -106,6 +106,24 @@ def test_claims_about_files_are_asked_only_where_there_are_some(tmp_path, monkey
     assert len(thought_anchors.CLAIMS.asked_of(given).claims) == 11
 
 
+def test_the_pod_s_programs_fit_their_chips_and_hosts_and_split_heads():
+    """Sizes alone, as `compile` has them before it compiles: rows by groups of eight chips, weights by heads."""
+    pytest.importorskip("libtpu")
+    from jaxcore.distributed import describe_topology
+
+    config = thought_anchors.PRESETS["pod"]
+    program = thought_anchors.build(config, describe_topology("v5e:16x16").devices)
+    assert set(program.steps) == {"rollouts", "forced", "suppress", "attend"}
+    assert program.mesh.size == 256 and program.mesh.shape["tensor"] == config.model.num_key_value_heads == 8
+    params, ids, *_ = program.steps["rollouts"].arguments
+    assert ids.shape == (64, 8192) and ids.sharding.shard_shape(ids.shape) == (2, 8192)
+    total, held = (
+        sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        for shape in (lambda leaf: leaf.shape, lambda leaf: leaf.sharding.shard_shape(leaf.shape))
+    )
+    assert total > 27e9 and held < 1.01 * total / 8, "each chip holds an eighth of the weights"
+
+
 @pytest.mark.slow
 def test_a_stored_model_is_sampled_cut_and_explained_by_the_same_code(tmp_path):
     """A random Llama that writes sentences and boxes of a small vocabulary, read from a folder with its tokenizer."""
