@@ -74,6 +74,7 @@ from jaxcore.distributed import (
     current_ticker,
     gather_to_host,
     jit_on_mesh,
+    replicated,
 )
 from jaxcore.evaluation import Claim, Claims, Measured, RunValues, Verdict, judge_single_run, map_rows
 from jaxcore.losses.attribution_alignment import Distance, alignment_loss, pool_segments
@@ -97,6 +98,7 @@ from jaxcore.training import (
     run_part,
     write_results,
 )
+from jaxcore.training.random_streams import random_stream
 from jaxcore.training.trained_model import write_trained_model
 
 PAPER = Paper(
@@ -487,7 +489,7 @@ class Steps:
     predict: Any
     explain: Any
     prior_attributions: Any
-    """Integrated gradients, LIME and KernelSHAP of a classifier, per word."""
+    """(`Explained`, rows) -> integrated gradients, LIME and KernelSHAP of a classifier, per word."""
 
 
 def make_steps(config: Config, devices: Devices | None = None) -> Steps:
@@ -519,7 +521,7 @@ def _steps(config: Config, devices: tuple[jax.Device, ...] | None) -> Steps:
             lambda params, rows: explain_rows(config, student, params, rows), mesh, out_shardings=split
         ),
         prior_attributions=jit_on_mesh(
-            lambda params, rows: attribute_rows(config, student, params, rows), mesh, out_shardings=split
+            lambda explained, rows: attribute_rows(config, student, explained, rows), mesh, out_shardings=split
         ),
     )
 
@@ -536,6 +538,7 @@ def build(config: Config, devices: Devices | None = None) -> Program:
 
     judged = config.evaluation_batch
     params = steps.state.params
+    explained = Explained(params, jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(steps.mesh)))
     return Program(
         mesh=steps.mesh,
         steps={
@@ -543,7 +546,7 @@ def build(config: Config, devices: Devices | None = None) -> Program:
             "baseline": Step(steps.baseline, (steps.state, rows(config.rows)), config.rows),
             "predict": Step(steps.predict, (params, rows(judged)), judged),
             "explain": Step(steps.explain, (params, rows(judged, roles=words, confusable=())), judged),
-            "prior_attributions": Step(steps.prior_attributions, (params, rows(judged)), judged),
+            "prior_attributions": Step(steps.prior_attributions, (explained, rows(judged, number=())), judged),
         },
     )
 
@@ -601,7 +604,7 @@ def teacher_priors(config: Config, task: IntentTask, present: np.ndarray) -> Pri
         num_masks = max(num_masks, words + 1)
     masks = np.asarray(
         word_masks(
-            jax.random.fold_in(jax.random.key(config.seed), 10), jnp.asarray(present), num_masks=num_masks,
+            random_stream(jax.random.key(config.seed), "masks"), jnp.asarray(present), num_masks=num_masks,
             keep_probability=settings.keep_probability, leave_one_out=settings.leave_one_out,
         )
     )  # fmt: skip
@@ -640,9 +643,21 @@ def _ridge_difference(
     return float(np.max(differences))
 
 
-def attribute_rows(config: Config, student: Student, params: Any, rows: Mapping[str, Array]) -> dict[str, Array]:
-    """``ig``, ``lime`` and ``shap`` of the gold label [rows, words], as far as the arms need them, of f0."""
-    settings = config.priors
+class Explained(NamedTuple):
+    """What the priors of a classifier are computed from, beside the texts: its parameters, and the run's seed."""
+
+    params: Any
+    seed: Any
+
+
+def attribute_rows(
+    config: Config, student: Student, explained: Explained, rows: Mapping[str, Array]
+) -> dict[str, Array]:
+    """``ig``, ``lime`` and ``shap`` of the gold label [rows, words], as far as the arms need them, of f0.
+
+    What LIME and KernelSHAP draw is decided by the run's seed, the method and ``number`` of the batch's first row.
+    """
+    settings, params = config.priors, explained.params
     labels = rows["labels"]
     score = presence_score(student, params, rows, labels)
     everything = rows["present"][..., None].astype(jnp.float32)
@@ -652,6 +667,7 @@ def attribute_rows(config: Config, student: Student, params: Any, rows: Mapping[
         "chunk_size": 16,
     }
     chunk_size = min(10, settings.integration_steps)
+    key = jax.random.fold_in(jax.random.key(explained.seed), rows["number"][0])
     made = {}
     if "ig" in config.components:
         made["ig"] = word_attributions(
@@ -659,10 +675,11 @@ def attribute_rows(config: Config, student: Student, params: Any, rows: Mapping[
         )
     if "lime" in config.components:
         width = settings.lime_kernel_width
-        key = jax.random.key(11)
-        made["lime"] = lime(score, everything, key, similarity="masks", kernel_width=width, **options)[..., 0]
+        made["lime"] = lime(
+            score, everything, random_stream(key, "lime"), similarity="masks", kernel_width=width, **options
+        )[..., 0]  # fmt: skip
     if "shap" in config.components:
-        made["shap"] = kernel_shap(score, everything, jax.random.key(12), **options)[..., 0]
+        made["shap"] = kernel_shap(score, everything, random_stream(key, "shap"), **options)[..., 0]
     return made
 
 
@@ -690,7 +707,7 @@ def make_priors(
         parts = COMPONENTS[name]
         fusion: Any = "max" if name == "hybrid_max" else "mean"
         made[name] = np.asarray(fuse_priors([jnp.asarray(made[part]) for part in parts], fusion=fusion))
-    key = jax.random.fold_in(jax.random.key(config.seed), 13)
+    key = random_stream(jax.random.key(config.seed), "cap_shuffled")
     made["cap_shuffled"] = np.asarray(shuffled_prior(key, jnp.asarray(made["cap"]), present))
     return Priors(made, difference)
 
@@ -816,17 +833,19 @@ def run(
         parts = Run(config, steps, task, training, start, directory, resume, tick)
         baseline = train_baseline(parts)
         judge = functools.partial(map_rows, batch_size=config.evaluation_batch, mesh=steps.mesh, tick=tick)
+        explained = Explained(baseline, jax.device_put(np.uint32(config.seed), replicated(steps.mesh)))
+        numbered = {name: training[name] for name in TRAINED_ON} | {
+            "number": np.arange(len(training["labels"]), dtype=np.int32)
+        }
         with current_ticker().phase("evaluate"):
             priors = make_priors(
-                config, task, training, given,
-                lambda: judge(steps.prior_attributions, baseline, {name: training[name] for name in TRAINED_ON}),
-            )  # fmt: skip
+                config, task, training, given, lambda: judge(steps.prior_attributions, explained, numbered)
+            )
         if jax.process_index() == 0:
             stored = {name: priors.by_name[name] for name in STORED if name in priors.by_name}
             write_priors(directory.path / "priors.jsonl", task.training, stored)
         params = fit_student(parts, priors.by_name.get(config.prior), directory, config.prior)
-        if config.student == "transformer":
-            write_trained_model(directory, make_transformer(config), params["student"], tokenizer=tokenizer)
+        leave_model(config, task, params, directory)
         students = {config.prior: params, **train_compared(parts, priors.by_name, baseline)}
         metrics = prior_metrics(config, training, priors)
         texts = {"accuracy": rows(task.test), "attacked": rows(task.attacked)}
@@ -858,6 +877,13 @@ def initial_params(config: Config, steps: Steps, tokenizer: Any) -> Any:
     if tokenizer is not None and len(tokenizer) > len(table):
         raise ValueError(f"the tokenizer has {len(tokenizer)} ids, the model {len(table)}: they do not belong together")
     return {**params, "reference": {"bias": np.asarray(table[padding], np.float32)}}
+
+
+def leave_model(config: Config, task: IntentTask, params: Any, directory: RunDirectory) -> None:
+    """``model/`` of the run directory: a transformer with its labels' names, for ``jaxcore attribute --model``."""
+    if config.student == "transformer":
+        model, tokenizer = make_transformer(config), tokenizer_of(config.data)
+        write_trained_model(directory, model, params["student"], tokenizer=tokenizer, labels=task.names)
 
 
 # ---- measures --------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ scripted verbaliser that prefers plausible words shows the trade-off between pla
 ``--study-path`` the published human study is analysed again, and every number of its table compared.
 
 What is not possible offline: the paper's own maps (Thermostat) are nowhere in public repositories, so maps are computed
-anew; GPT-3.5 is not called: without ``--generator module:function`` nothing stands in for it, and no number of this
-file reproduces its. The simulated reader is no human: that a whole text is *worse* than snippets holds for it alone.
-The extractive rationaliser (Rat-Extr) is not trained; its ratings are in the study.
+anew; GPT-3.5 is not called: without ``--generator module:function`` or ``--generator-model`` (a causal language model)
+nothing stands in for it, and no number of this file reproduces its. The simulated reader is no human: that a whole text
+is *worse* than snippets holds for it alone. The extractive rationaliser (Rat-Extr) is not trained; its ratings are in
+the study.
 
 Read top to bottom: configuration, presets, texts, classifier, steps, verbalisation, reader, human study, run, report,
 claims.
@@ -35,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.stats
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
@@ -52,7 +52,7 @@ from experiments.protocol import (
 from jaxcore.attribution import completeness_error, integrated_gradients
 from jaxcore.attribution.scores import logit, predicted_classes
 from jaxcore.attribution.token_aggregation import sum_over_dims
-from jaxcore.data import class_batches
+from jaxcore.data import class_batches, load_tokenizer
 from jaxcore.data.labelled_text_task import LabelledTextConfig, TextRows, open_labelled_text_task
 from jaxcore.data.sentiment_world import SentimentWorldConfig
 from jaxcore.distributed import (
@@ -70,21 +70,12 @@ from jaxcore.evaluation import (
     bootstrap_interval,
     judge_single_run,
     map_rows,
-    paired_permutation_test,
 )
 from jaxcore.evaluation.control_maps import permuted_scores, random_spans
-from jaxcore.evaluation.explanation_study import (
-    STUDY_DATASETS,
-    Subset,
-    evaluation_rows,
-    guess_agreement,
-    read_study,
-    study_coverage_at_k,
-    study_files,
-    subset_means,
-)
+from jaxcore.evaluation.explanation_study import STUDY_DATASETS
 from jaxcore.evaluation.simulatability import NaiveBayesReader, fit_reader
-from jaxcore.models import EncoderConfig, output_from_embeddings
+from jaxcore.generation import model_generator
+from jaxcore.models import EncoderConfig, load_pretrained, output_from_embeddings
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier
 from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig
 from jaxcore.reporting.saliency_search import (
@@ -124,6 +115,7 @@ from jaxcore.reporting.verbalisation_measures import (
     exact_percentages,
     snippet_mask,
 )
+from jaxcore.reporting.verbalisation_study import RANKS, Study, analyse_study, study_section
 from jaxcore.training import (
     LoopConfig,
     OptimizerConfig,
@@ -245,6 +237,12 @@ class Config:
     """How prompts speak of a text."""
     generator: str = ""
     """module:function that takes a list of prompts and gives a text for each; empty: no instruction-based part."""
+    generator_model: str = ""
+    """In its place a causal language model, by folder or hub id, that answers greedily in batches."""
+    generator_tokens: int = 128
+    """Most tokens of one of its answers."""
+    generator_batch: int = 8
+    """Prompts of one of its batches."""
     objective: Objective = "commonsense"
     """What a prompt asks for."""
     study_path: str = ""
@@ -277,6 +275,11 @@ class Config:
             raise ValueError("pretrained needs --classifier transformer and the model's --data.tokenizer")
         if self.generator and not re.fullmatch(r"[\w.]+:\w+", self.generator):
             raise ValueError(f"generator must be module:function: got {self.generator!r}")
+        if self.generator and self.generator_model:
+            raise ValueError(f"give a generator or a generator_model: got {self.generator} and {self.generator_model}")
+        if min(self.generator_tokens, self.generator_batch) < 1:
+            given = f"{self.generator_tokens}, {self.generator_batch}"
+            raise ValueError(f"generator_tokens and generator_batch must be >= 1: got {given}")
 
     @property
     def vocab_size(self) -> int:
@@ -631,10 +634,6 @@ def fit_task_reader(config: Config, texts: TextRows, *, smoothing: float) -> Nai
     )  # fmt: skip
 
 
-RANKS = tuple(range(1, 11))
-"""k of coverage@k."""
-
-
 class Reading(NamedTuple):
     """What was measured: numbers by name, and coverage@k by verbaliser."""
 
@@ -714,6 +713,20 @@ def load_generator(name: str) -> Generate:
     return found
 
 
+def load_model_generator(config: Config, mesh: Mesh) -> Generate:
+    """The language model of ``config.generator_model`` on its shards, as a function of prompts.
+
+    Raises:
+        ValueError: as `load_pretrained` and `load_tokenizer`.
+    """
+    model, params = load_pretrained(config.generator_model, sharding=mesh)
+    generate = model_generator(
+        model, params, load_tokenizer(config.generator_model), max_new_tokens=config.generator_tokens,
+        batch_size=config.generator_batch, mesh=mesh,
+    )  # fmt: skip
+    return functools.partial(generate, seed=config.seed)
+
+
 class Generated(NamedTuple):
     """A generator's texts, label mentions masked, and what was measured of them."""
 
@@ -747,87 +760,6 @@ def instruct(config: Config, generate: Generate, maps: Maps, reader: NaiveBayesR
     return Generated(texts, metrics)
 
 
-# ---- human study -----------------------------------------------------------------------------------------
-
-_KINDS = {"HM": "heatmap", "ER": "rationale", "SMV": "template", "GPT": "instructed"}
-_MEASURES = ("accuracy", "helpful", "ease")
-
-# Table 2 [fig], rows HM, ER, SMV, GPT (AG News without ER); each row A, B1, B2. Simulation wrong: A is 0 by definition.
-TABLE_2: Mapping[tuple[str, Subset], tuple[tuple[float, ...], ...]] = {
-    ("IMDb", "all"): ((90.75, 4.73, 4.35), (85.94, 4.19, 4.00), (87.50, 4.46, 4.67), (94.06, 5.80, 5.88)),
-    ("IMDb", "high_coverage"): ((94.38, 4.98, 4.47), (89.45, 4.50, 4.34), (92.19, 4.91, 4.99), (96.09, 5.94, 5.99)),
-    ("IMDb", "model_wrong"): ((74.49, 3.67, 3.48), (58.43, 3.09, 2.92), (63.90, 3.21, 3.61), (84.65, 5.01, 5.25)),
-    ("IMDb", "simulation_wrong"): ((0, 3.40, 3.48), (0, 3.10, 3.18), (0, 2.85, 3.35), (0, 3.94, 4.33)),
-    ("AGNews", "all"): ((79.83, 5.26, 5.02), (79.50, 4.65, 4.90), (77.60, 5.63, 5.77)),
-    ("AGNews", "high_coverage"): ((85.31, 5.41, 5.18), (84.57, 4.98, 5.13), (81.13, 5.80, 5.89)),
-    ("AGNews", "model_wrong"): ((70.17, 5.02, 4.84), (69.37, 4.52, 4.84), (64.53, 5.36, 5.61)),
-    ("AGNews", "simulation_wrong"): ((0, 4.14, 4.08), (0, 3.34, 3.89), (0, 4.40, 5.10)),
-}
-
-# Coverage@k recomputed from the released files [measured], k = 1, 2, 3, 5, 10.
-COVERAGE_TABLE: Mapping[tuple[str, str], tuple[float, ...]] = {
-    ("IMDb", "SMV"): (0.213, 0.280, 0.315, 0.353, 0.391),
-    ("IMDb", "GPT"): (0.168, 0.227, 0.254, 0.296, 0.344),
-    ("AGNews", "SMV"): (0.345, 0.440, 0.492, 0.544, 0.560),
-}
-_TABLE_RANKS = (1, 2, 3, 5, 10)
-
-
-class Study(NamedTuple):
-    """The study analysed again: numbers by name, and rows (dataset, subset, representation, A, B1, B2)."""
-
-    metrics: dict[str, float]
-    rows: list[tuple[Any, ...]]
-
-
-def analyse_study(path: str) -> Study:
-    """Table 2, agreement, coverage@k and citation precision of the published files, and how many cells agree."""
-    files = study_files(path)
-    tables = {dataset: read_study(files, dataset) for dataset in STUDY_DATASETS}
-    metrics: dict[str, float] = {}
-    rows: list[tuple[Any, ...]] = []
-    apart: list[float] = []
-    for (dataset, subset), printed in TABLE_2.items():
-        kinds = [kind for kind in _KINDS if kind != "ER" or dataset == "IMDb"]
-        for kind, cells in zip(kinds, printed, strict=True):
-            means = subset_means(tables[dataset], subset, kind) or (np.nan,) * 3
-            rows.append((dataset, subset, _KINDS[kind], *means))
-            apart += [abs(mean - cell) for mean, cell in zip(means, cells, strict=True)]
-            for measure, mean in zip(_MEASURES, means, strict=True):
-                metrics[f"study/{dataset}/{subset}/{_KINDS[kind]}/{measure}"] = float(mean)
-    per_item = {(dataset, kind): study_coverage_at_k(files, dataset, kind) for dataset, kind in COVERAGE_TABLE}
-    for (dataset, kind), printed_coverage in COVERAGE_TABLE.items():
-        means = per_item[dataset, kind].mean(0)
-        apart += [abs(means[k - 1] - cell) for k, cell in zip(_TABLE_RANKS, printed_coverage, strict=True)]
-        metrics |= {f"study/{dataset}/coverage_at_k/{_KINDS[kind]}/{k}": float(means[k - 1]) for k in RANKS}
-    for dataset, table in tables.items():
-        metrics[f"study/{dataset}/kappa"] = guess_agreement(table)
-        quoting = [row for row in evaluation_rows(files, dataset) if row["Type"] == "GPT"]
-        citations = all_citations((row["Explanation"] for row in quoting), (row["Input Text"] for row in quoting))
-        metrics[f"study/{dataset}/citation_precision"] = citations.precision
-    metrics |= {
-        "study/cells": float(len(apart)),
-        "study/cells_reproduced": float(np.mean(np.asarray(apart) <= 0.005 + 1e-9)),
-        "study/largest_difference": float(np.max(apart)),
-    }
-    return Study(metrics | _coverage_contrast(per_item), rows)
-
-
-def _coverage_contrast(per_item: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
-    """IMDb, template minus instructed: at the least favourable k, in the mean over k, and two paired tests of it."""
-    template, instructed = per_item["IMDb", "SMV"], per_item["IMDb", "GPT"]
-    difference = (template - instructed).mean(1)
-    test = paired_permutation_test(template.mean(1), instructed.mean(1))
-    return {
-        "study/IMDb/coverage_gap/smallest": float((template - instructed).mean(0).min()),
-        "study/IMDb/coverage_gap/mean": test.effect,
-        "study/IMDb/coverage_gap/p_permutation": test.p_value,
-        "study/IMDb/coverage_gap/p_wilcoxon": float(scipy.stats.wilcoxon(difference[difference != 0]).pvalue),
-        "study/IMDb/coverage_gap/items_above": float(np.sum(difference > 0)),
-        "study/IMDb/coverage_gap/items_below": float(np.sum(difference < 0)),
-    }
-
-
 # ---- run -------------------------------------------------------------------------------------------------
 
 
@@ -844,6 +776,8 @@ def run(
     generate = load_generator(config.generator) if config.generator else None
     study = analyse_study(config.study_path) if config.study_path else None
     steps = make_steps(config)
+    if config.generator_model:
+        generate = load_model_generator(config, steps.mesh)
     task = open_task(config)
     with contextlib.closing(open_run_directory(run_dir, config, resume=resume)) as directory:
         state = initial_state(config, steps)
@@ -1027,23 +961,6 @@ def examples_section(config: Config, shown: Shown) -> Any:
             prompt = prompt_for_generator(tokens, values, label, task=_TASKS[config.task], objective=config.objective)
             blocks.append(Paragraph(f"What a generator would be asked:\n{prompt}"))
     return Section("Texts in each representation", blocks)
-
-
-def study_section(study: Study) -> Any:
-    """Table 2 recomputed, and the automatic numbers."""
-    from jaxcore.reporting import Section, Table
-
-    automatic = [
-        (name.removeprefix("study/"), value) for name, value in study.metrics.items() if not name.endswith(_MEASURES)
-    ]
-    return Section(
-        "The published human study, analysed again",
-        [
-            Table(("data", "texts", "representation", "accuracy (%)", "helpful 1-7", "ease 1-7"), study.rows),
-            Table(("measure", "value"), automatic),
-        ],
-        note="Mean of each annotator, then over annotators; a blank guess is a wrong one.",
-    )
 
 
 def single_run_verdicts(results: Results) -> list[Verdict]:

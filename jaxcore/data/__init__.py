@@ -26,12 +26,13 @@
 - `embedded_prose`, `byte_pair_vocabulary`, `language_model_corpus`, `packing`: real English without a download, a
   vocabulary for it, rows and prompts for language models, several texts per row; imported by their names
 - `grounded_texts`, `highlight_queries`, `span_alignments`: outputs with their sources, highlights as queries, what
-  people aligned; by their names, with `pronoun_world`, `grounded_example` and `laquer_release`
+  people aligned; by their names, with `grounded_answers` (what a generator wrote, read or asked for), `pronoun_world`,
+  `grounded_example` and `laquer_release`
 - `reasoning_sentences`, `reasoning_trace`, `reasoning_taxonomy`, `reasoning_problems`, `published_traces`: chains of
   thought cut into sentences, what each does, problems to reason about, the released traces of Thought Anchors; by their
   names, with `programmatic_reasoner`, `reasoning_language` (traces of known causes) and `hashed_word_counts`
 - `text_augmentation`: second views of texts, imported by its name, as are `titled_texts`, `titled_task`,
-  `intent_task`, `prior_files`, `latent_pairs` and `markov_chain`, the worlds of single experiments
+  `intent_task`, `prior_files`, `latent_pairs` and `markov_chain`, the worlds of single experiments; `word_vector_files`
 
 `AuthorWorldBuilder` and `AuthorTextsBuilder` are imported from `jaxcore.data.tfds_builders`, which loads
 TFDS.

@@ -20,7 +20,7 @@ from jaxcore.data.records import Field
 from jaxcore.data.row_batches import RowSampler, row_batches
 from jaxcore.data.sentiment_world import SentimentWorld, SentimentWorldConfig
 from jaxcore.data.sources import open_source
-from jaxcore.data.tokenization import attention_mask, load_tokenizer, pad_rows
+from jaxcore.data.tokenization import attention_mask, load_tokenizer, pad_rows, word_tokenizer
 from jaxcore.data.word_vocabulary import Text, frequent_words, number_words, string_of, words_of
 
 Layout = Literal["texts", "sequence"]
@@ -144,6 +144,15 @@ class TaskShape:
         return {f"{side}_{kind}": (self.text_length,) for side in sides for kind in ("ids", "mask")}
 
 
+_GENERATED: Mapping[str, tuple[str, ...]] = {"sentiment": ("negative", "positive"), "overlap": _INFERENCE}
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """The names of a task's labels 0, 1, ...; ValueError for a task that there is not."""
+    check_task(name)
+    return PUBLISHED[name].classes if name in PUBLISHED else _GENERATED[name]
+
+
 def check_task(name: str) -> None:
     """ValueError unless there is a task of this name."""
     if name not in TASK_NAMES:
@@ -159,7 +168,7 @@ def task_shape(name: str, config: ClassificationDataConfig) -> TaskShape:
     words = world.num_words + len(SPECIAL_TOKENS) if is_generated else config.vocab_size
     has_pieces = bool(config.tokenizer) and not is_generated
     return TaskShape(
-        num_classes=3 if name == "overlap" else len(PUBLISHED.get(name, PUBLISHED["sst2"]).classes),
+        num_classes=len(class_names(name)),
         is_pair=is_pair,
         vocab_size=words,
         sequence_vocab_size=config.vocab_size if has_pieces else words,
@@ -207,6 +216,16 @@ class ClassificationTask:
     def rows(self, texts: LabelledTexts, layout: Layout) -> dict[str, np.ndarray]:
         """What a model is trained on: its `inputs`, and ``labels``, int32."""
         return {**self.inputs(texts, layout), "labels": texts.labels.astype(np.int32)}
+
+    def text_tokenizer(self, layout: Layout) -> Any:
+        """The tokenizer of transformers under which a single text has the ids of its row: the task's, or of its words.
+
+        Words are split at white space and read in lower case.
+        """
+        is_sequence = layout == "sequence"
+        if is_sequence and self.tokenizer is not None:
+            return self.tokenizer
+        return word_tokenizer(self.words, start_token=is_sequence, end_token=is_sequence, lowercase=True)
 
     def pad_id(self, layout: Layout) -> int:
         return int(self.tokenizer.pad_token_id) if self.tokenizer is not None and layout == "sequence" else PAD

@@ -197,14 +197,22 @@ def _alphabet(texts: list[str], normalizer: Any, *, limit: int) -> list[str]:
     return sorted(chr(point) for point in sorted(present, key=lambda point: (-counts[point], point))[:limit])
 
 
-def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
-    """The whole-word tokenizer with exactly this vocabulary, id = position; split at white space, case kept.
+def word_tokenizer(
+    words: Sequence[str], *, start_token: bool = True, end_token: bool = False, lowercase: bool = False
+) -> "PreTrainedTokenizerFast":
+    """The whole-word tokenizer with exactly this vocabulary, id = position; split at white space.
+
+    Args:
+        words: the vocabulary.
+        start_token: [CLS] comes before the words of a text.
+        end_token: [SEP] comes after them; with both, a pair is [CLS] first [SEP] second [SEP].
+        lowercase: texts are read in lower case.
 
     Raises:
         ValueError: A special token ([PAD], [UNK], [CLS], [SEP], [MASK]) is missing, or a word occurs twice.
     """
     import tokenizers
-    from tokenizers import models, pre_tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers
 
     missing = [token for token in _SPECIAL_TOKENS.values() if token not in words]
     if missing:
@@ -214,17 +222,23 @@ def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
     vocabulary = {word: index for index, word in enumerate(words)}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return _wrap(backend, end_token=False)
+    if lowercase:
+        backend.normalizer = normalizers.Lowercase()
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1" if start_token and end_token else None
+    return _wrap(backend, start_token=start_token, end_token=end_token, pair=pair)
 
 
-def _wrap(backend: "tokenizers.Tokenizer", *, end_token: bool = True) -> "PreTrainedTokenizerFast":
+def _wrap(
+    backend: "tokenizers.Tokenizer", *, start_token: bool = True, end_token: bool = True, pair: str | None = None
+) -> "PreTrainedTokenizerFast":
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    ends = ("[CLS]", "[SEP]") if end_token else ("[CLS]",)
+    pieces = ["[CLS]"] * start_token + ["$A"] + ["[SEP]"] * end_token
     backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]" if end_token else "[CLS] $A",
-        special_tokens=[(token, backend.token_to_id(token)) for token in ends],
+        single=" ".join(pieces),
+        pair=pair,
+        special_tokens=[(token, backend.token_to_id(token)) for token in pieces if token != "$A"],
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL_TOKENS)
 

@@ -10,6 +10,8 @@
     authorship_explanation tokens behind an attribution, scored against known markers
     claims                 what a paper says in a form that can fail, and the verdict over seeds
     row_map                a jitted function over finite data, padded and sharded
+    finished_items         long evaluations item by item, on disk as they are finished; by its name
+    entailment             whether a premise entails a hypothesis, by a published classifier; by its name
     steering_bench         directions found on preference pairs, and steering judged; imported by its name
     author_pairs           pairs of texts for verification
     paired_tests           paired t-test and sign-flip permutation test, with a margin
@@ -21,6 +23,7 @@
     partitions             k-means and linkage clusters, and their scores
     text_embedding         texts to vectors, grouped by length, spread over a mesh
     generation_attribution a decoder's continuations, each token explained by those before it
+    classifier_instances   texts as attribution sees them, for recurrent and transformer classifiers; by its name
     explainer_agreement    agreement of explainers by groups of pairs, per instance, and its shuffled control
     simulatability         a simulated reader guesses the prediction from what an explanation shows
     control_maps           permuted saliency maps, random spans: negative controls
@@ -30,6 +33,7 @@
     explanation_study      human ratings of explanations; the published study of saliency map verbalization
     span_attribution       source spans against people's spans, length, coverage, entailment; by its name, as are
     span_localiser, token_states    requests for attribution in, source spans out; texts to states of tokens
+    query_attribution               highlights and what methods attribute to them: length, agreement, AutoAIS
     hashed_words                    states of tokens without training, by the words themselves
     released_attribution   example runs published with LAQuer, computed again
     trace_resampling, trace_attention, sampled_traces, step_similarity     sentences of reasoning traces: what rollouts

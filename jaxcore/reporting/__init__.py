@@ -14,7 +14,8 @@
 - ``palette``   every colour, in light and in dark
 - ``run_report`` the page of one run of an experiment, by its name
 - ``attributed_spans`` a highlight of an output with the source spans attributed to it, by its name
-- ``verbalisation_measures`` what verbalised maps show, cite, state and quote, by its name
+- ``verbalisation_measures``, ``verbalisation_study`` what verbalised maps show, cite, state and quote; the published
+  human study of them, analysed again; by their names
 - ``templates`` the page: markup, style sheet, script
 """
 

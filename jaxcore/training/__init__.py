@@ -3,7 +3,9 @@
 Read in this order: `state` (what an update reads and writes, laid over a mesh), `step` (one jitted update),
 `gradient_cache` (the same gradient for batches that never fit), `loop` (batches in, trained state out),
 `checkpoints`, `run_directory` and `run_parts` (what survives a kill), `optimizers` (optax from a config),
-`trained_model`, imported by its name (what a run leaves for ``--model``).
+`trained_model`, imported by its name (what a run leaves for ``--model``). By their names: `model_selection` (the best
+state, patience), `classifier_training` (by epochs, with both), `classifier_starts` (published encoders, word vectors),
+`random_streams` (a key per use).
 `language_modelling`, imported by its name: next-token training of decoders, all parameters or LoRA, and perplexity.
 """
 

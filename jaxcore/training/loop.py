@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import time
@@ -24,6 +25,7 @@ from jaxcore.training.step import TrainStep
 logger = logging.getLogger(__name__)
 
 Tick = Callable[[int], bool]
+Stop = Callable[[int], bool]
 
 
 class Batches(Protocol):
@@ -79,8 +81,9 @@ def fit(
     loop: LoopConfig,
     title: str = "train",
     tick: Tick = lambda step: False,
+    stop: Stop = lambda step: False,
 ) -> TrainState:
-    """Train from where the run directory stands to `num_steps`, and leave a checkpoint of the end.
+    """Train from where the run directory stands to `num_steps`, or until `stop`, and leave a checkpoint of the end.
 
     The host looks at a step's metrics only after the next one is dispatched, so the device never waits for it. The
     step itself runs under ``jax.transfer_guard("disallow")``.
@@ -91,6 +94,8 @@ def fit(
         batches: yields dicts of equally long numpy arrays, with ``example_ids`` among them.
         tick: called once per step on every process; True asks to save and leave (see
             `jaxcore.distributed.preemption`).
+        stop: asked before every step with the number of steps done, alike on every process; True ends training there
+            (see `jaxcore.training.model_selection`), and again when the finished run is resumed.
 
     Raises:
         Preempted: after a notice, once the checkpoint is committed.
@@ -104,7 +109,7 @@ def fit(
     try:
         with progress_bar(title, num_steps, start_step=start) as advance:
             report = _Reporter(run, writer, advance, loop.log_every)
-            for step in range(start, num_steps):
+            for step in itertools.takewhile(lambda step: not stop(step), range(start, num_steps)):
                 batch = next(batches)
                 global_batch = shard_local_batch(mesh, _on_device_part(batch))
                 with _compiling(step == start), jax.transfer_guard("disallow"):
@@ -120,7 +125,7 @@ def fit(
                     checkpoints.wait()
                     raise Preempted(f"stopped on notice after step {done}; the checkpoint is committed")
             report.look_at_kept(state)
-            checkpoints.save(state, _meta(batches, mesh), step=num_steps)
+            checkpoints.save(state, _meta(batches, mesh), step=int(state.step))
     finally:
         with current_ticker().phase("save", LONG_PHASE_SECONDS):
             checkpoints.close()

@@ -13,17 +13,18 @@ class OptimizerConfig:
     """An optax optimiser with a warm-up schedule.
 
     Attributes:
-        name: adamw, adafactor (external learning rate: no relative step, no parameter scaling) or sgd.
+        name: adamw, adafactor (external learning rate: no relative step, no parameter scaling), amsgrad or sgd.
         learning_rate: peak value, reached at the end of the warm-up.
         schedule: what follows the warm-up: linear or cosine decay to 0, or constant.
         warmup_steps: linear warm-up from 0, in steps; where 0, `warmup_fraction` of all steps.
         warmup_fraction: share of all steps, used when `warmup_steps` is 0.
-        weight_decay: decoupled, on matrices only (no bias or norm scale).
-        beta1, beta2: AdamW's moment decays.
+        weight_decay: decoupled, on matrices only (no bias or norm scale); of sgd and amsgrad, added to the gradient, of
+            amsgrad to that of every parameter (torch's Adam).
+        beta1, beta2: AdamW's and AMSGrad's moment decays.
         clip_norm: global gradient norm limit; 0 for none.
     """
 
-    name: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    name: Literal["adamw", "adafactor", "amsgrad", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_steps: int = 0
@@ -70,11 +71,30 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             weight_decay_rate=config.weight_decay or None,
             weight_decay_mask=_is_matrix,
         )
+    elif config.name == "amsgrad":
+        update = _amsgrad(schedule, config)
     else:
         update = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_is_matrix), optax.sgd(schedule))
     if config.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     return update
+
+
+def _amsgrad(schedule: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
+    """``Adam(amsgrad=True)`` of torch: the maximum is over second moments as they are, and corrected afterwards.
+
+        g = gradient + weight_decay p,   m, v: moving averages of g and g^2,   u = max(u, v)
+        p <- p - lr (m / (1 - beta1^t)) / (sqrt(u / (1 - beta2^t)) + eps)
+
+    Correcting before the maximum, optax's default, keeps the first gradients for ever. Source: Reddi et al. 2018.
+    """
+    correction = lambda count: jnp.sqrt(1 - config.beta2 ** (count + 1.0))  # noqa: E731
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_amsgrad(config.beta1, config.beta2, bias_correction_nu=False),
+        optax.scale_by_schedule(correction),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 def _is_matrix(params: optax.Params) -> optax.Params:

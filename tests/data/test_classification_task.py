@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 
+from jaxcore.data import entailment_world
 from jaxcore.data.classification_task import (
     END,
     PAD,
     START,
     UNKNOWN,
     ClassificationDataConfig,
+    class_names,
     open_classification_task,
     task_shape,
 )
@@ -46,6 +48,31 @@ def test_rows_have_the_shapes_that_are_known_without_data(name):
     assert rows["input_ids"].shape == (64, shape.sequence_length)
     assert len(task.words) <= shape.vocab_size and rows["input_ids"].max() < shape.sequence_vocab_size
     assert rows["labels"].max() < shape.num_classes
+
+
+def test_a_tokenizer_of_the_words_gives_the_ids_of_a_row():
+    task = open_classification_task("sentiment", SMALL, seed=0)
+    texts = task.splits["dev"]
+    for layout, names, unheard in (
+        ("sequence", ("input_ids", "attention_mask"), [START, UNKNOWN, END]),
+        ("texts", ("first_ids", "first_mask"), [UNKNOWN]),
+    ):
+        rows, tokenizer = task.inputs(texts, layout), task.text_tokenizer(layout)
+        for row in range(len(texts)):
+            ids, mask = (rows[name][row] for name in names)
+            assert tokenizer(" ".join(texts.first[row]).title())["input_ids"] == ids[mask > 0].tolist()
+        assert tokenizer("unheard")["input_ids"] == unheard
+    assert task.text_tokenizer("sequence")("unheard", "heard")["input_ids"] == [START, UNKNOWN, END, UNKNOWN, END]
+
+
+def test_labels_are_named_in_the_order_of_their_numbers():
+    assert class_names("sentiment") == class_names("sst2") == ("negative", "positive")
+    relation = ("entailment", "neutral", "contradiction")
+    assert class_names("overlap") == class_names("snli") == relation
+    for number, name in enumerate(relation):
+        assert getattr(entailment_world, name.upper()) == number
+    with pytest.raises(ValueError, match="unknown task 'nothing'"):
+        class_names("nothing")
 
 
 def test_a_seed_decides_the_texts():

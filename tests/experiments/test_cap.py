@@ -1,5 +1,6 @@
 """CAP end to end on the smoke preset; the trap of unsigned attributions and trainable references; bad input."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -12,12 +13,14 @@ from flax.core import meta
 
 from experiments import cap
 from experiments.__main__ import main
+from jaxcore.__main__ import main as attribute
 from jaxcore.data.confusable_world import CLASS
 from jaxcore.data.intent_task import open_intent_task
 from jaxcore.data.row_batches import RowSampler
+from jaxcore.data.tokenization import train_tokenizer
 from jaxcore.evaluation import RunValues, judge
 from jaxcore.models import Encoder, save_pretrained
-from jaxcore.training import Preempted, read_metrics
+from jaxcore.training import Preempted, open_run_directory, read_metrics
 
 SMOKE = cap.PRESETS["smoke"]
 
@@ -105,6 +108,29 @@ def test_banking_is_asked_of_only_where_files_are_given():
     derived = {name: derive(with_files) for name, derive in cap.CLAIMS.variants.items()}
     assert derived["world"].data.path == "" and derived["intents"].data.path == "somewhere"
     assert derived["intents"].rows == 128 and derived["world"].rows == 120
+
+
+# ---- priors of a classifier ------------------------------------------------------------------------------
+
+
+def test_the_seed_and_the_place_in_the_data_decide_what_lime_and_shap_draw():
+    """Otherwise their spread over seeds would be that of training alone. Integrated gradients draw nothing."""
+    settings = dataclasses.replace(SMOKE.priors, lime_samples=8, integration_steps=2)
+    config = dataclasses.replace(SMOKE, compared=("ig", "lime", "shap"), priors=settings)
+    student = cap.make_student(config)
+    params = meta.unbox(student.initialize(jax.random.key(0)))
+    task = open_intent_task(config.data, seed=0)
+    rows = {name: value[:4] for name, value in task.rows(task.training).items()}
+    attribute = jax.jit(lambda explained, rows: cap.attribute_rows(config, student, explained, rows))
+
+    def made(seed, first):
+        return attribute(cap.Explained(params, jnp.uint32(seed)), {**rows, "number": first + jnp.arange(4)})
+
+    found, again, seeded, placed = made(0, 0), made(0, 0), made(1, 0), made(0, 4)
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, again[name])
+        for other in (seeded, placed):
+            assert bool(jnp.all(values == other[name])) is (name == "ig"), name
 
 
 # ---- training on priors ----------------------------------------------------------------------------------
@@ -233,6 +259,44 @@ def test_a_transformer_starts_from_published_weights_and_its_padding_vector(tmp_
     found, expected = start["student"]["encoder"], jax.device_get(params)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     np.testing.assert_array_equal(start["reference"]["bias"], expected["embeddings"]["word"][0])
+
+
+def test_a_trained_transformer_is_explained_by_the_names_of_the_intents(tmp_path, capsys):
+    texts = {
+        "card_lost": ["i lost my card", "my card is gone"],
+        "exchange_rate": ["what is the rate", "which rate do i get"],
+        "top_up": ["how do i top up", "my top up failed"],
+    }
+    lines = [(text, name) for name in texts for text in texts[name]]
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for file, column in (("seq.in", 0), ("label", 1)):
+            (tmp_path / "data" / split / file).write_text("".join(f"{line[column]}\n" for line in lines))
+    train_tokenizer([text for text, _ in lines], vocab_size=60).save_pretrained(tmp_path / "tokenizer")
+    config = dataclasses.replace(
+        SMOKE,
+        batch_size=8,
+        student="transformer",
+        model=dataclasses.replace(
+            SMOKE.model, vocab_size=60, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16
+        ),
+        data=dataclasses.replace(
+            SMOKE.data, path=str(tmp_path / "data"), tokenizer=str(tmp_path / "tokenizer"), shots=0, num_classes=3,
+            max_words=8, max_tokens=16, min_keyword_count=1,
+        ),
+    )  # fmt: skip
+    params = cap.initial_params(config, cap.make_steps(config), None)
+    with contextlib.closing(open_run_directory(tmp_path / "run", config, resume=False)) as directory:
+        cap.leave_model(config, open_intent_task(config.data, seed=0), params, directory)
+    model = tmp_path / "run" / "model"
+    settings = json.loads((model / "config.json").read_text())
+    assert settings["id2label"] == {"0": "card lost", "1": "exchange rate", "2": "top up"}
+    assert settings["label2id"] == {"card lost": 0, "exchange rate": 1, "top up": 2}
+    written = tmp_path / "out.jsonl"
+    named = ["--target", "top up", "--versus", "card lost", "--output", str(written)]
+    assert attribute(["attribute", "--model", str(model), "--text", "my top up", "--method", "occlusion", *named]) == 0
+    line = json.loads(written.read_text())
+    assert (line["target"], line["versus"]) == ("top up", "card lost") and line["predicted"] in settings["label2id"]
 
 
 def test_presets_mark_inferred_constants_and_the_papers_student():

@@ -6,16 +6,19 @@ import re
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import saliency_verbalization as verbalization
 from experiments.__main__ import main
+from jaxcore.data import train_tokenizer
 from jaxcore.data.labelled_text_task import open_labelled_text_task
 from jaxcore.data.sentiment_world import SentimentWorldConfig
 from jaxcore.evaluation import RunValues, judge, judge_single_run, map_rows
-from jaxcore.models import EncoderConfig
+from jaxcore.generation import complete
+from jaxcore.models import Decoder, DecoderConfig, EncoderConfig, save_pretrained
 from jaxcore.models.classifier import load_classifier
 from jaxcore.training import Preempted, read_metrics
 
@@ -85,6 +88,19 @@ def test_the_report_shows_every_representation(finished):
         assert text in page
     assert f"{results.metrics['coverage/summary']:.3f}" in page
     assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_a_language_model_writes_in_batches_what_it_writes_alone(tmp_path):
+    tokenizer = train_tokenizer(["a good film; a bad one"], vocab_size=300, kind="bpe")
+    sizes = {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "num_key_value_heads": 1, "head_size": 8}
+    model = DecoderConfig(vocab_size=300, intermediate_size=8, max_positions=64, initializer_range=0.5, **sizes)
+    params = jax.jit(Decoder(model).init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+    save_pretrained(tmp_path, model, params)
+    tokenizer.save_pretrained(tmp_path)
+    config = dataclasses.replace(TINY, generator_model=str(tmp_path), generator_tokens=4, generator_batch=2)
+    generate = verbalization.load_model_generator(config, verbalization.make_steps(TINY).mesh)
+    alone = complete(Decoder(model), params, ["x", "y"], tokenizer=tokenizer, max_new_tokens=4)
+    assert generate(["y", "x", "y"]) == [alone[i][0].text for i in (1, 0, 1)]
 
 
 def test_what_a_generator_writes_is_masked_and_measured(finished):
@@ -185,6 +201,8 @@ def test_the_classifier_and_the_reader_learn_from_different_texts():
         (["--batch-size", "15"], "each of 2 classes"),
         (["--integration-steps", "0"], "integration_steps"),
         (["--generator", "nothing"], "generator must be module:function"),
+        (["--generator", "a:b", "--generator-model", "c"], "give a generator or a generator_model"),
+        (["--generator-model", "/does/not/exist"], "/does/not/exist"),
         (["--generator", "json:nothing"], "cannot be imported"),
         (["--study-path", "/does/not/exist"], "no folder and no tar archive at study_path /does/not/exist"),
         (["--data.path", "/does/not/exist.txt"], "no file at /does/not/exist.txt"),
@@ -207,23 +225,8 @@ def test_bad_input_is_one_line_and_exit_code_2(fields, message, tmp_path, capsys
 # ---- human study -----------------------------------------------------------------------------------------
 
 
-def test_the_published_study_comes_out_to_the_printed_digits(shared_data):
-    study = verbalization.analyse_study(str(shared_data / "verbalisation" / "smv_human_study.tar.gz"))
-    metrics = study.metrics
-    assert metrics["study/cells"] == 99 and metrics["study/largest_difference"] <= 0.005 + 1e-9
-    assert metrics["study/IMDb/kappa"] == pytest.approx(0.762, abs=5e-4)
-    assert metrics["study/AGNews/kappa"] == pytest.approx(0.728, abs=5e-4)
-    gap = {
-        name: metrics[f"study/IMDb/coverage_gap/{name}"] for name in ("mean", "smallest", "items_above", "items_below")
-    }
-    assert gap == {
-        "mean": pytest.approx(0.052, abs=5e-4),
-        "smallest": pytest.approx(0.045, abs=5e-4),
-        "items_above": 52,
-        "items_below": 28,
-    }
-    for test in ("permutation", "wilcoxon"):
-        assert metrics[f"study/IMDb/coverage_gap/p_{test}"] == pytest.approx(0.002, abs=1e-3)
+def test_the_published_study_says_what_is_claimed_of_it(shared_data):
+    metrics = verbalization.analyse_study(str(shared_data / "verbalisation" / "smv_human_study.tar.gz")).metrics
     verdicts = judge_single_run(verbalization.STUDY_CLAIMS, "study", RunValues(metrics))
     assert len(verdicts) == len(verbalization.STUDY_CLAIMS.claims) and all(verdict.passed for verdict in verdicts)
 

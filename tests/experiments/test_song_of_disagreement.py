@@ -1,5 +1,6 @@
 """The disagreement study end to end on the smoke preset; that its claims can fail; what it refuses."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,10 +14,11 @@ import scipy.stats
 
 from experiments import song_of_disagreement as song
 from experiments.__main__ import main
+from jaxcore.__main__ import main as attribute
 from jaxcore.attribution.scores import predicted_classes, probability
 from jaxcore.data.classification_task import open_classification_task, task_shape
 from jaxcore.evaluation import RunValues, judge
-from jaxcore.training import Preempted
+from jaxcore.training import Preempted, classifier_training, open_run_directory
 
 SMOKE = song.PRESETS["smoke"]
 
@@ -63,6 +65,99 @@ def test_the_mean_of_a_pair_is_that_of_its_instances(finished):
         assert np.mean(samples[f"sentiment/{model}/attribution_pairs"]) == pytest.approx(np.mean(pairs), abs=1e-5)
 
 
+# ---- training --------------------------------------------------------------------------------------------
+
+
+def test_presets_train_as_the_paper_did():
+    """Task, model: batch size, learning rate; song_of_disagreement.md, architecture and hyperparameters."""
+    gpu = song.PRESETS["gpu"]
+    expected = {
+        "sst2": (64, 64, 1e-5), "imdb": (64, 64, 1e-5), "mnli": (512, 32, 2e-5), "snli": (64, 64, 2e-5),
+        "qqp": (1024, 64, 2e-5),
+    }  # fmt: skip
+    assert set(gpu.tasks) == set(expected)
+    for task, (recurrent_batch, transformer_batch, rate) in expected.items():
+        recurrent, transformer = (song.training_of(gpu, task, name) for name in ("bilstm", "transformer"))
+        assert (recurrent.batch_size, recurrent.optimizer.learning_rate) == (recurrent_batch, 1e-3)
+        assert (transformer.batch_size, transformer.optimizer.learning_rate) == (transformer_batch, rate)
+        selection = "auc" if task in ("sst2", "imdb") else "accuracy"
+        assert (recurrent.optimizer.name, recurrent.selection) == ("amsgrad", selection)
+        assert (transformer.optimizer.name, transformer.selection) == ("adamw", "accuracy")
+    for preset in (gpu, song.PRESETS["pod"]):
+        for training in (preset.bilstm_training, preset.transformer_training):
+            assert (training.num_epochs, training.patience) == (40, 5)
+        assert preset.pretrained and preset.word_vectors
+        assert (preset.explanation.num_instances, preset.explanation.lime_samples) == (500, 1000)
+
+
+def test_an_epoch_that_is_no_better_ends_training_and_auc_decides(tmp_path):
+    """With a learning rate of nothing every epoch is as good as the first: of six, two are made."""
+    training = dataclasses.replace(
+        SMOKE.bilstm_training, num_epochs=6, task_learning_rates=(("sentiment", 1e-12),), selection="auc"
+    )
+    config = dataclasses.replace(SMOKE, bilstm_training=training)
+    steps = song.make_steps(config, "sentiment", "bilstm")
+    task = open_classification_task("sentiment", config.data, seed=0)
+    per_epoch = len(task.splits["train"]) // 64
+    with contextlib.closing(open_run_directory(tmp_path / "run", config, resume=False)) as directory:
+        state, num_steps = song.train_model(config, task, steps, None, directory, lambda step: False)
+    assert num_steps == 2 * per_epoch and int(state.step) == per_epoch
+    logits, labels = song.logits_of(steps, state.params, task, "dev"), task.splits["dev"].labels
+    lead = logits[:, 1] - logits[:, 0]
+    above = lead[labels == 1][:, None] > lead[labels == 0]
+    best = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
+    assert best["value"] == pytest.approx(above.mean(), abs=1e-3)
+    assert best["value"] != pytest.approx(classifier_training.accuracy(logits, labels), abs=1e-3)
+
+
+def test_a_task_has_its_batch_size_and_learning_rate():
+    recurrent = [song.make_steps(SMOKE, task, "bilstm").training for task in ("sentiment", "overlap")]
+    assert [training.batch_size for training in recurrent] == [64, 32]
+    rates = [song.training_of(SMOKE, task, "transformer").optimizer.learning_rate for task in ("sentiment", "overlap")]
+    assert rates == [3e-3, 1e-3]
+
+
+def test_training_starts_from_what_is_published_for_the_models_that_are_trained(tmp_path):
+    task = open_classification_task("sentiment", SMOKE.data, seed=0)
+    (tmp_path / "words.vec").write_text(f"1 8\n{task.words[7]} {' '.join(map(str, range(8)))}\n")
+    config = dataclasses.replace(SMOKE, word_vectors=str(tmp_path / "words.vec"))
+    assert list(song.starts_of(config, [task]).vectors) == [task.words[7]]
+    given = dataclasses.replace(config, models=("transformer",), pretrained="/does/not/exist")
+    assert not song.starts_of(dataclasses.replace(given, pretrained=""), [task]).vectors
+    with pytest.raises(ValueError, match="/does/not/exist"):
+        song.starts_of(given, [task])
+    assert not song.starts_of(dataclasses.replace(given, models=("bilstm",), word_vectors=""), [task]).vectors
+
+
+def test_what_training_starts_from_reaches_it(tmp_path):
+    """Hardly trained, the table still holds the vector of a word that was given."""
+    training = dataclasses.replace(SMOKE.bilstm_training, num_epochs=1, task_learning_rates=(("sentiment", 1e-12),))
+    config = dataclasses.replace(SMOKE, bilstm_training=training)
+    steps, task = (
+        song.make_steps(config, "sentiment", "bilstm"),
+        open_classification_task("sentiment", SMOKE.data, seed=0),
+    )
+    starts = song.Starts(None, {task.words[7]: np.arange(8, dtype=np.float32)})
+    params = song.starting_params(steps.model, steps.initialize, starts, words=task.words, seed=0)
+    with contextlib.closing(open_run_directory(tmp_path / "run", config, resume=False)) as directory:
+        state, _ = song.train_model(config, task, steps, params, directory, lambda step: False)
+    np.testing.assert_allclose(state.params["word"][7], np.arange(8), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "ends"), [("bilstm", ([], [])), ("transformer", (["[CLS]"], ["[SEP]"]))])
+def test_a_trained_classifier_is_explained_by_the_names_of_its_labels(finished, tmp_path, name, ends):
+    model = finished[0] / "cells" / f"sentiment-{name}" / "model"
+    settings = json.loads((model / "config.json").read_text())
+    assert settings["id2label"] == {"0": "negative", "1": "positive"}
+    assert settings["label2id"] == {"negative": 0, "positive": 1}
+    text = " ".join(open_classification_task("sentiment", SMOKE.data, seed=0).splits["test"].first[0])
+    named = ["--target", "positive", "--versus", "negative", "--output", str(tmp_path / "out.jsonl")]
+    assert attribute(["attribute", "--model", str(model), "--text", text, "--method", "attention", *named]) == 0
+    line = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (line["target"], line["versus"]) == ("positive", "negative") and line["predicted"] in settings["label2id"]
+    assert line["tokens"] == [*ends[0], *text.split(), *ends[1]]
+
+
 # ---- instances -------------------------------------------------------------------------------------------
 
 
@@ -71,38 +166,11 @@ def pieces(name, task_name="sentiment"):
     """A model with fresh parameters and a few instances of it."""
     task = open_classification_task(task_name, SMOKE.data, seed=0)
     model = song.make_model(SMOKE, name, task_shape(task_name, SMOKE.data))
-    rows = task.inputs(task.splits["dev"].take(np.arange(3)), song.layout_of(name))
+    rows = task.inputs(task.splits["dev"].take(np.arange(3)), song.layout_of(model))
     params = jax.jit(model.init)(jax.random.key(0), *rows.values())["params"]
     batch = {name: jnp.asarray(value) for name, value in rows.items()} | {"number": jnp.arange(3)}
     given = song.Given(params, {name: value[:2] for name, value in rows.items()}, jnp.uint32(0))
     return model, given, batch
-
-
-@pytest.mark.parametrize(("name", "task"), [("bilstm", "sentiment"), ("bilstm", "overlap"), ("transformer", "overlap")])
-def test_the_embeddings_that_are_explained_are_what_the_model_reads(name, task):
-    model, given, batch = pieces(name, task)
-
-    @jax.jit
-    def both(given, batch):
-        instances = song.instances_of(model, given, batch)
-        assert len(instances.embeddings) == (2 if (name, task) == ("bilstm", "overlap") else 1)
-        return instances.predict(instances.embeddings), song.apply_model(model, given.params, batch).logits
-
-    logits, expected = both(given, batch)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_the_baseline_is_padding_at_every_position():
-    """For the transformer it differs per position; at padded positions input and baseline are the same."""
-    for name in ("bilstm", "transformer"):
-        model, *arguments = pieces(name)
-        embeddings, masks, baselines = jax.jit(lambda *a, model=model: song.instances_of(model, *a)[1:4])(*arguments)
-        embedding, baseline = np.asarray(embeddings[0]), np.asarray(baselines[0])
-        difference = np.abs(embedding - baseline).max(axis=-1)
-        padding = ~np.asarray(masks[0])
-        assert padding.any() and np.all(difference[padding] < 1e-6) and np.all(difference[~padding] > 1e-3)
-        spread = np.ptp(baseline[0], axis=0).max()
-        assert (spread > 1e-3) == (name == "transformer")
 
 
 def test_the_score_is_the_probability_of_the_predicted_class():
@@ -119,6 +187,23 @@ def test_every_method_explains_both_texts_of_a_pair(method):
     settings = dataclasses.replace(SMOKE.explanation, methods=song.METHOD_NAMES)
     found = jax.eval_shape(functools.partial(song.explain, model, settings, method), given, batch)
     assert found["scores"].shape == (3, 2 * SMOKE.data.max_length) and found["total"].shape == (3,)
+
+
+def test_methods_share_no_random_numbers(monkeypatch):
+    """One random method under two names: what it draws follows the name, the seed and the place in the data."""
+    for name in ("here", "there"):
+        monkeypatch.setattr(song, "METHODS", {**song.METHODS, name: song.METHODS["grad_shap"]})
+    model, given, batch = pieces("bilstm")
+
+    def scores(name, seed=0, first=0):
+        explain = jax.jit(functools.partial(song.explain, model, SMOKE.explanation, name))
+        rows = {**batch, "number": first + jnp.arange(3)}
+        return np.asarray(explain(given._replace(seed=jnp.uint32(seed)), rows)["scores"])
+
+    here = scores("here")
+    np.testing.assert_array_equal(here, scores("here"))
+    for other in (scores("there"), scores("here", seed=1), scores("here", first=3)):
+        assert np.abs(here - other).max() > 1e-4 * here.max()
 
 
 def test_gradient_x_delta_is_what_the_paper_ran_as_deeplift():
@@ -241,6 +326,12 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(finished, tmp_path):
         (["--data.path", "/does/not/exist"], "no file or folder at /does/not/exist"),
         (["--tasks", "snli", "--data.path", "{folder}"], "no file snli"),
         (["--bilstm-training.num-epochs", "0"], "num_epochs"),
+        (["--bilstm-training.patience", "-1"], "patience >= 0: got 2 and -1"),
+        (["--bilstm-training.optimizer.schedule", "cosine"], "give the schedule constant"),
+        (["--bilstm-training.task-batch-sizes", "nothing", "8"], "unknown task 'nothing'"),
+        (["--transformer-training.task-batch-sizes", "sentiment", "0"], "got 0 for sentiment task"),
+        (["--word-vectors", "/does/not/exist.vec"], "no file of word vectors at /does/not/exist.vec"),
+        (["--pretrained", "/does/not/exist"], "/does/not/exist"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):

@@ -70,7 +70,7 @@ class NumberedBatches:
         self.step = state["step"]
 
 
-def train(path, *, mesh_config=None, resume=False, poison=None, num_steps=NUM_STEPS, every=5, tick=lambda s: False):
+def train(path, *, mesh_config=None, resume=False, poison=None, num_steps=NUM_STEPS, every=5, **options):
     mesh = make_mesh(mesh_config or MeshConfig(data=8))
     state = create_state(initialize, OPTIMIZER, mesh, seed=0)
     step = make_train_step(one_shot_gradients(loss), OPTIMIZER, state, mesh)
@@ -78,7 +78,7 @@ def train(path, *, mesh_config=None, resume=False, poison=None, num_steps=NUM_ST
     try:
         return fit(
             state, step, NumberedBatches(poison), num_steps=num_steps, mesh=mesh, run=run,
-            loop=LoopConfig(checkpoint_every=every), tick=tick,
+            loop=LoopConfig(checkpoint_every=every), **options,
         )  # fmt: skip
     finally:
         run.close()
@@ -105,6 +105,15 @@ def test_a_notice_commits_the_step_and_the_resumed_run_ends_the_same(uninterrupt
     assert params_digest(state.params) == digest
     losses = [[row["loss"] for row in read_metrics(p / "metrics.jsonl")] for p in (whole, tmp_path / "run")]
     assert losses[0] == losses[1]
+
+
+def test_training_that_is_stopped_ends_there_and_is_not_taken_up_again(uninterrupted, tmp_path):
+    ended = train(tmp_path / "run", stop=lambda done: done >= 13)
+    assert int(ended.step) == 13 and Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 13
+    again = train(tmp_path / "run", resume=True, stop=lambda done: done >= 13)
+    assert params_digest(again.params) == params_digest(ended.params)
+    rows = [read_metrics(path / "metrics.jsonl") for path in (uninterrupted[0], tmp_path / "run")]
+    assert [row["loss"] for row in rows[1]] == [row["loss"] for row in rows[0][:13]]
 
 
 @pytest.mark.parametrize("mesh_config", [MeshConfig(data=1, fsdp=4, tensor=2), MeshConfig(data=1, tensor=8)])

@@ -82,6 +82,31 @@ def test_adafactor_has_a_layout_for_its_factored_moments():
     assert np.abs(np.asarray(state.params["dense"]["kernel"]) - before).max() > 1e-4
 
 
+def test_amsgrad_is_that_of_torch():
+    """Gradients that shrink, where the maximum matters; biases decay, too."""
+    torch = pytest.importorskip("torch", reason="parity tests need the extra 'torch'")
+    rng = np.random.default_rng(0)
+    start = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
+    weights = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
+    peer = torch.optim.Adam(weights.values(), lr=1e-2, weight_decay=0.1, amsgrad=True)
+    optimizer = make_optimizer(
+        OptimizerConfig(
+            name="amsgrad", learning_rate=1e-2, schedule="constant", warmup_fraction=0, weight_decay=0.1
+        ), 1,
+    )  # fmt: skip
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
+    state = optimizer.init(params)
+    for step in range(30):
+        gradient = {name: rng.normal(size=value.shape) / (1 + step) for name, value in start.items()}
+        for name, weight in weights.items():
+            weight.grad = torch.tensor(gradient[name])
+        peer.step()
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    for name, weight in weights.items():
+        np.testing.assert_allclose(params[name], weight.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_one_trace_for_all_steps_and_no_transfer_in_a_step():
     chex.clear_trace_counter()
     mesh = make_mesh(MeshConfig(data=8))
