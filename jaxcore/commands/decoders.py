@@ -1,9 +1,15 @@
-"""The decoder a command is given, checked before any weights are read."""
+"""The decoder a command is given, and its tokenizer: checked before any weights are read."""
 
 from typing import Any
 
+from jax.sharding import Mesh
+
+from jaxcore.commands.text_runs import has_tokenizer, load_model_tokenizer
 from jaxcore.generation.prompts import chat_prompt
-from jaxcore.models import DecoderConfig, read_config
+from jaxcore.generation.vocabularies import check_same_tokens, check_tokenizer, ending_tokens
+from jaxcore.models import DecoderConfig, load_pretrained, read_config, unstack_layers
+
+__all__ = ["ending_tokens", "load_decoder_tokenizer", "load_for_decoding", "prompt_ids", "read_decoder_config"]
 
 
 def read_decoder_config(name: str) -> DecoderConfig:
@@ -17,19 +23,26 @@ def read_decoder_config(name: str) -> DecoderConfig:
     return config
 
 
-def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
-    """ValueError for a tokenizer with more tokens than the model's vocabulary."""
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary {vocab_size}: use the tokenizer "
-            "that belongs to the model"
-        )
+def load_decoder_tokenizer(model: str, config: DecoderConfig, *, tokenizer: str = "", assistant: str = "") -> Any:
+    """The tokenizer of the model, or the one named in its place; checked against the model.
+
+    Args:
+        assistant: folder or hub id of a second model, whose tokenizer must be the same; a folder without one passes.
+
+    Raises:
+        ValueError: no tokenizer, or one of another vocabulary than the model's or the assistant's.
+    """
+    found = load_model_tokenizer(tokenizer or model)
+    check_tokenizer(found, config)
+    if assistant and has_tokenizer(assistant):
+        check_same_tokens(found, load_model_tokenizer(assistant))
+    return found
 
 
-def ending_tokens(tokenizer: Any, config: DecoderConfig) -> tuple[int, ...]:
-    """Tokens that end a text: the tokenizer's, and all that the model's configuration lists (chat models: several)."""
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    return tuple(dict.fromkeys([*own, *config.eos_token_ids]))
+def load_for_decoding(name: str, dtype: str, mesh: Mesh) -> tuple[Any, Any]:
+    """A decoder and its parameters, each part straight to its device, in the form that decodes fastest."""
+    model, params = load_pretrained(name, config_overrides={"dtype": dtype}, dtype=dtype, sharding=mesh)
+    return model, unstack_layers(params, consume=True)
 
 
 def prompt_ids(tokenizer: Any, text: str, *, chat: bool) -> list[int]:

@@ -19,15 +19,22 @@ from jax.sharding import Mesh
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import option_names, parse_arguments
-from jaxcore.commands.decoders import check_tokenizer, ending_tokens, prompt_ids, read_decoder_config
+from jaxcore.commands.decoders import (
+    ending_tokens,
+    load_decoder_tokenizer,
+    load_for_decoding,
+    prompt_ids,
+    read_decoder_config,
+)
 from jaxcore.commands.generate_options import GenerateOptions, StrategyOptions, check_options
 from jaxcore.commands.line_file import LineFile, check_new_file
-from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, open_texts, progress_bar
+from jaxcore.commands.text_runs import barrier, beats_until_notice, open_texts, progress_bar
 from jaxcore.data import Field, ListSource, Source, tokenizer_fingerprint
 from jaxcore.distributed import make_mesh
 from jaxcore.generation import Completion, Strategy, complete, prompt_width, strategy_table
 from jaxcore.generation.steering import SteeringVectors, load_steering, steering_edits
-from jaxcore.models import DecoderConfig, load_pretrained, unstack_layers
+from jaxcore.generation.vocabularies import check_tables
+from jaxcore.models import DecoderConfig
 from jaxcore.reporting import text_table
 from jaxcore.reporting.token_maps import printable_lines
 from jaxcore.training import as_plain, params_digest
@@ -107,10 +114,12 @@ def generate(
     _check_models(options, strategy, configs)
     steering = load_steering(options.vectors, configs[0]) if options.vectors else None
     mesh = make_mesh(options.mesh, jax.local_devices())
-    tokenizer = load_model_tokenizer(options.tokenizer or options.model)
+    tokenizer = load_decoder_tokenizer(
+        options.model, configs[0], tokenizer=options.tokenizer, assistant=options.assistant
+    )
     prompts = _encode(options, source, tokenizer, strategy, configs)
     stops = _stop_tokens(options, tokenizer, configs[0])
-    models = [_load(name, options.dtype, mesh) for name in (options.model, options.assistant) if name]
+    models = [load_for_decoding(name, options.dtype, mesh) for name in (options.model, options.assistant) if name]
     batch = min(options.batch_size, len(source))
     file = None
     if options.writes_lines:
@@ -209,8 +218,7 @@ def _open(options: GenerateOptions) -> Source:
 def _check_models(options: GenerateOptions, strategy: Strategy, configs: Sequence[DecoderConfig]) -> None:
     """ValueError for a strategy that does not fit the models; no weights have been read."""
     sizes = [config.vocab_size for config in configs]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"--model and --assistant must share one vocabulary, got {sizes[0]} and {sizes[1]} tokens")
+    check_tables(sizes[0], sizes[-1])
     strategy.check(sizes[0], options.max_new_tokens, options.num_samples)
 
 
@@ -219,7 +227,6 @@ def _encode(
 ) -> Prompts:
     """Token ids of every prompt; ValueError for one without tokens or longer than the context leaves room for."""
     context = min(config.context_length for config in configs)
-    check_tokenizer(tokenizer, configs[0].vocab_size)
     room = context - options.max_new_tokens - strategy.num_extra_positions
     if room < 1:
         raise ValueError(
@@ -239,7 +246,7 @@ def _encode(
 
 
 def _stop_tokens(options: GenerateOptions, tokenizer: Any, config: DecoderConfig) -> tuple[int, ...]:
-    """Those asked for; else those of tokenizer and model."""
+    """Those asked for; else those of the model or its tokenizer."""
     stops = list(options.stop_tokens)
     for text in options.stop_text:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -254,12 +261,6 @@ def _stop_tokens(options: GenerateOptions, tokenizer: Any, config: DecoderConfig
     if stops:
         return tuple(dict.fromkeys(stops))
     return ending_tokens(tokenizer, config)
-
-
-def _load(name: str, dtype: str, mesh: Mesh) -> tuple[Any, Any]:
-    """A decoder and its parameters, each part straight to its device, in the form that decodes fastest."""
-    model, params = load_pretrained(name, config_overrides={"dtype": dtype}, dtype=dtype, sharding=mesh)
-    return model, unstack_layers(params)
 
 
 def _line_file(

@@ -85,9 +85,10 @@ class GenerateOptions:
     seed: int = 0
     """Of strategies that draw."""
     stop_text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A text that ends a continuation and is one token, such as a line break; in place of the tokenizer's end."""
+    """A text that ends a continuation and is one token, such as a line break; in place of the model's ends."""
     stop_tokens: tuple[int, ...] = ()
-    """Ids of tokens that end a continuation; in place of the tokenizer's end."""
+    """Ids of tokens that end a continuation; by default the ends of the model's generation_config.json, or else of its
+    config.json, or else of its tokenizer. Sampling settings of generation_config.json are not used."""
     output: pathlib.Path = pathlib.Path("terminal")
     """"terminal", or one line of JSON per continuation (.jsonl)."""
     tokenizer: str = ""

@@ -13,17 +13,22 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from jaxcore import distributed
 from jaxcore.commands.arguments import option_names, parse_arguments
-from jaxcore.commands.decoders import check_tokenizer, ending_tokens, prompt_ids, read_decoder_config
+from jaxcore.commands.decoders import (
+    ending_tokens,
+    load_decoder_tokenizer,
+    load_for_decoding,
+    prompt_ids,
+    read_decoder_config,
+)
 from jaxcore.commands.line_file import check_new_file
 from jaxcore.commands.steer_options import SteerOptions, check_options
-from jaxcore.commands.text_runs import load_model_tokenizer, open_texts
+from jaxcore.commands.text_runs import open_texts
 from jaxcore.data.preference_pairs import (
     PreferencePair,
     encode_pairs,
@@ -36,7 +41,7 @@ from jaxcore.distributed import check_batch, make_mesh
 from jaxcore.evaluation.steering_bench import SteeringBench, steering_programs, steering_vectors
 from jaxcore.generation import Completion, Greedy, Sampling, complete
 from jaxcore.generation.steering import chosen_layers, load_steering, save_steering, steering_edits
-from jaxcore.models import DecoderConfig, load_pretrained, unstack_layers
+from jaxcore.models import load_pretrained
 from jaxcore.reporting.token_maps import printable_lines
 from jaxcore.training import as_plain
 
@@ -82,7 +87,7 @@ def build_vectors(
     mesh = make_mesh(options.mesh)
     check_batch(mesh, options.batch_size, jax.process_count())
     pairs = _read_pairs(options)
-    tokenizer = _tokenizer(options, config)
+    tokenizer = load_decoder_tokenizer(options.model, config, tokenizer=options.tokenizer)
     rows = encode_pairs(pairs, tokenizer)
     longest = rows["prompt_ids"].shape[1] + rows["chosen"].shape[1]
     if longest > config.context_length:
@@ -141,12 +146,9 @@ def apply_vectors(options: SteerOptions) -> None:
     config = read_decoder_config(options.model)
     steering = load_steering(options.vectors, config)
     prompts = list(options.prompt) or _read_prompts(options)
-    tokenizer = _tokenizer(options, config)
+    tokenizer = load_decoder_tokenizer(options.model, config, tokenizer=options.tokenizer)
     mesh = make_mesh(options.mesh)
-    model, params = load_pretrained(
-        options.model, config_overrides={"dtype": options.dtype}, dtype=options.dtype, sharding=mesh
-    )
-    params = unstack_layers(params)
+    model, params = load_for_decoding(options.model, options.dtype, mesh)
     run = functools.partial(
         complete,
         model,
@@ -203,12 +205,3 @@ def _print_terminal(texts: Sequence[tuple[str, Completion, Completion]], options
             console.print(f"{name}:", style="dim")
             console.print(printable_lines(item.text or ""))
         console.print()
-
-
-# ---- the model -------------------------------------------------------------------------------------------
-
-
-def _tokenizer(options: SteerOptions, config: DecoderConfig) -> Any:
-    tokenizer = load_model_tokenizer(options.tokenizer or options.model)
-    check_tokenizer(tokenizer, config.vocab_size)
-    return tokenizer

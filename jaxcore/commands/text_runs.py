@@ -45,13 +45,18 @@ def open_texts(path: str, field: str, max_malformed_rate: float) -> Source:
 def load_model_tokenizer(path_or_id: str) -> Any:
     """The fast tokenizer of this folder or hub id; ValueError for a folder without one."""
     # Without any of its files transformers makes up an empty tokenizer, to which every word is unknown.
-    folder = pathlib.Path(path_or_id).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(path_or_id):
         raise ValueError(
             f"no tokenizer at {path_or_id}: none of {', '.join(_TOKENIZER_FILES)} is there; "
             "copy the tokenizer's files to the model, or name their folder with --tokenizer"
         )
     return load_tokenizer(path_or_id)
+
+
+def has_tokenizer(path_or_id: str) -> bool:
+    """Whether a folder holds a tokenizer's files; that of a hub id is taken for granted."""
+    folder = pathlib.Path(path_or_id).expanduser()
+    return not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def barrier(name: str) -> None:

@@ -18,9 +18,10 @@ Map of the room
     steering.py              directions added to activations in every call, and their files
     rollouts.py              many samples of many prefixes, kept on disk, resumed exactly; by its name
     replay.py                scores, hidden states and attention of a run, in one call
-    text_generators.py       a prompt and a seed in, a text out: a model, or recorded answers
+    text_generators.py       prompts and a seed in, texts out: a model, in batches, or recorded answers
     bound_model.py, progress.py                  a model ready to run, what it has generated
     probability_filters.py, categorical_draws.py    which tokens may be drawn; drawing one
+    vocabularies.py          tokenizers against models and assistants; which tokens end a text
     request_checks.py, option_checks.py          errors before compilation
 
 A prompt is read once, into a cache that all its samples, beams and candidates share uncopied. Rows that have met a stop
@@ -43,7 +44,8 @@ from jaxcore.generation.speculative_decoding import SpeculativeDecoding
 from jaxcore.generation.steering import SteeringVectors, load_steering, save_steering, steering_edits
 from jaxcore.generation.strategy import Strategy
 from jaxcore.generation.strategy_names import STRATEGIES, strategy_from_name, strategy_table
-from jaxcore.generation.text_generators import TextGenerator, model_generator, scripted_generator
+from jaxcore.generation.text_generators import TextGenerator, model_generator, rule_generator, scripted_generator
+from jaxcore.generation.vocabularies import check_same_tokens, check_tables, check_tokenizer, ending_tokens
 
 __all__ = [
     "STRATEGIES",
@@ -62,9 +64,13 @@ __all__ = [
     "SteeringVectors",
     "Strategy",
     "TextGenerator",
+    "check_same_tokens",
+    "check_tables",
+    "check_tokenizer",
     "complete",
     "contrastive_scores",
     "draw_categorical",
+    "ending_tokens",
     "generate",
     "keep_min_p",
     "keep_top_k",
@@ -76,6 +82,7 @@ __all__ = [
     "pad_left",
     "prompt_width",
     "replay",
+    "rule_generator",
     "save_steering",
     "scripted_generator",
     "steering_edits",

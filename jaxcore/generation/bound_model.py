@@ -23,6 +23,11 @@ class BoundModel:
     edits: Mapping[str, Any]
     """For each activation an array or a `jax.tree_util.Partial`: what `intervene` takes. Empty = none."""
     module: Any = flax.struct.field(pytree_node=False)
+    vocab_size: int | None = flax.struct.field(pytree_node=False, default=None)
+    """Ids that it is asked about and gives scores of; None = as many as its table has.
+
+    The tables of a model and its assistant may be padded otherwise. An id beyond this model's table is read as its last
+    row and gets the score -inf."""
 
     @property
     def config(self) -> Any:
@@ -43,11 +48,22 @@ class BoundModel:
             return self.module.apply(variables, ids, mask, embeddings=embeddings, cache=cache, method="trunk")
 
         edited = intervene(run, self.edits) if self.edits else run
+        if input_ids is not None and self._spare_ids > 0:
+            input_ids = jnp.minimum(input_ids, self.config.vocab_size - 1)
         return edited(self.params, input_ids, mask, embeddings, cache)
 
     def logits(self, hidden: Float[Array, "rows hidden"]) -> Float[Array, "rows vocab"]:
         """Float32 scores of the next token."""
-        return self.module.apply({"params": self.params}, hidden, method="logits")
+        scores = self.module.apply({"params": self.params}, hidden, method="logits")
+        spare = self._spare_ids
+        if spare > 0:
+            return jnp.pad(scores, [*[(0, 0)] * (scores.ndim - 1), (0, spare)], constant_values=-jnp.inf)
+        return scores[..., :spare] if spare else scores
+
+    @property
+    def _spare_ids(self) -> int:
+        """Ids beyond the table; negative where rows of the table are not asked about."""
+        return 0 if self.vocab_size is None else self.vocab_size - self.config.vocab_size
 
     def empty_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """A cache in the form of the parameters: stacked, or one array per block."""

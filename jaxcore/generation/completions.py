@@ -17,6 +17,7 @@ from jaxcore.generation.progress import Generated
 from jaxcore.generation.prompts import pad_left, prompt_width
 from jaxcore.generation.sampling import GREEDY
 from jaxcore.generation.strategy import Strategy
+from jaxcore.generation.vocabularies import check_tokenizer, ending_tokens
 from jaxcore.transforms.intervene import Edit
 
 
@@ -63,14 +64,16 @@ def complete(
             over its shards.
         prompts: texts (with a tokenizer), sequences of token ids, or arrays (tokens, hidden) of word vectors.
         tokenizer: of transformers; makes ids of texts and texts of continuations.
-        stop_tokens: None = the config's `eos_token_ids`.
+        stop_tokens: None = the model's, or if it names none the tokenizer's (`ending_tokens`).
         batch_size: most prompts per program run; None = all.
 
     Raises:
-        ValueError: no prompts, an empty prompt, texts without a tokenizer, a tokenizer of more tokens than the model
-            has, and as `generate`.
+        ValueError: no prompts, an empty prompt, texts without a tokenizer, a tokenizer of another model
+            (`check_tokenizer`), and as `generate`.
     """
-    encoded = _encoded(prompts, tokenizer, model.config.vocab_size)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, model.config)
+    encoded = _encoded(prompts, tokenizer)
     if batch_size is not None:
         check_count("batch_size", batch_size)
     check_count("max_new_tokens", max_new_tokens)
@@ -80,7 +83,7 @@ def complete(
     rows_run = -(-rows // shards) * shards
     contexts = [bound[0].config.context_length for bound in ((model, params), assistant) if bound]
     limit = min(contexts) - max_new_tokens - getattr(strategy, "num_extra_positions", 0)
-    stops = model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens)
+    stops = ending_tokens(tokenizer, model.config) if stop_tokens is None else tuple(stop_tokens)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     results: list[Any] = [None] * len(encoded)
     for number, start in enumerate(range(0, len(order), rows)):
@@ -124,15 +127,10 @@ def unpadded(generated: Generated, tokenizer: Any = None) -> list[list[Completio
     return [[completion((row, sample)) for sample in range(samples)] for row in range(batch)]
 
 
-def _encoded(prompts: Sequence[Any], tokenizer: Any, vocab_size: int) -> list[np.ndarray]:
+def _encoded(prompts: Sequence[Any], tokenizer: Any) -> list[np.ndarray]:
     """Token ids or vectors of each prompt."""
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"prompts must be a sequence of at least one prompt, got {prompts!r}")
-    if tokenizer is not None and len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary {vocab_size}: use the tokenizer "
-            "that belongs to the model"
-        )
     if any(isinstance(prompt, str) for prompt in prompts):
         if tokenizer is None:
             raise ValueError("prompts are texts: give a tokenizer, or token ids in their place")

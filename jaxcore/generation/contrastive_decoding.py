@@ -21,7 +21,8 @@ class ContrastiveDecoding(TokenByToken):
 
     p is the model's distribution, q the amateur's at `amateur_temperature`. The condition keeps plausible tokens only
     (Li et al. 2023, equation 2); their own score, log p - log q, is the limit of large beta, and beta = 0.5 is what
-    O'Brien & Lewis (2023) take for reasoning. beta = 0 is the chooser alone, on the plausible tokens.
+    O'Brien & Lewis (2023) take for reasoning. beta = 0 is the chooser alone, on the plausible tokens. Tokens that the
+    amateur's table does not have are never chosen.
 
     Raises:
         ValueError: alpha outside (0, 1], beta below 0, amateur_temperature not above 0.
@@ -59,5 +60,6 @@ class ContrastiveDecoding(TokenByToken):
         """s(v) from both models' logits."""
         log_p = jax.nn.log_softmax(expert)
         log_q = jax.nn.log_softmax(amateur / self.amateur_temperature)
+        log_p = jnp.where(log_q > -jnp.inf, log_p, -jnp.inf)
         plausible = log_p >= jnp.log(self.alpha) + log_p.max(-1, keepdims=True)
         return jnp.where(plausible, log_p + self.beta * (log_p - log_q), -jnp.inf)

@@ -58,7 +58,8 @@ def generate(
         pad_token: id that fills the result behind the end.
         num_samples: continuations per prompt; in beam search, hypotheses.
         embeddings: word vectors in place of the prompts' ids.
-        assistant: (model, params) of the draft or amateur that the strategy asks for; of the same vocabulary.
+        assistant: (model, params) of the draft or amateur that the strategy asks for; of the same vocabulary, in a
+            table that may be padded otherwise (`jaxcore.generation.vocabularies`).
         edits: of the model's named activations, as for `jaxcore.transforms.intervene`, in force while the prompt is
             read and in every call after it. An edit sees the rows of the call: prompts first, then prompt by prompt all
             samples (candidates, beams). Functions are part of the program; arrays they need should be bound with
@@ -135,7 +136,7 @@ def _program(
     with under_mesh(mesh):
         models = [BoundModel(params, edits, model)]
         if assistant_model is not None:
-            models.append(BoundModel(assistant_params, {}, assistant_model))
+            models.append(BoundModel(assistant_params, {}, assistant_model, model.config.vocab_size))
         prompts = [read_prompts(bound, input_ids, mask, embeddings) for bound in models]
         found = decode(strategy, models, prompts, Run(key, stop_tokens, pad_token, max_new_tokens, num_samples))
     return found if mesh is None else jax.lax.with_sharding_constraint(found, replicated(mesh))

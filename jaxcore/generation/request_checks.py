@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcore.generation.option_checks import check_count
 from jaxcore.generation.strategy import Strategy
+from jaxcore.generation.vocabularies import check_tables
 
 
 def check_prompts(config: Any, input_ids: Any, attention_mask: Any, embeddings: Any) -> Any:
@@ -103,10 +104,7 @@ def check_assistant(
     if given_embeddings:
         raise ValueError(f"{name} needs prompts as token ids: the assistant's embeddings are others than the model's")
     other = assistant[0].config
-    if other.vocab_size != config.vocab_size:
-        raise ValueError(
-            f"model and assistant must share one vocabulary, got {config.vocab_size} and {other.vocab_size} tokens"
-        )
+    check_tables(config.vocab_size, other.vocab_size)
     check_context(other, mask, max_new_tokens, strategy, owner="assistant")
 
 

@@ -5,6 +5,7 @@ Map of the room
     attention.py                        the one function through which transformers attend
     affine.py, activations.py, dropout.py   linear layers, norms and pointwise parts
     recurrent.py                        a BiLSTM with attention that classifies texts and pairs of texts
+    recurrent_directory.py, class_labels.py         such a model in a directory; names of classes in config.json
     attention_normalisers.py            softmax, sparsemax and 1.5-entmax, masked, along any axis
     bag_of_words.py                     a perceptron on token counts that stands in for an Encoder
     word_vectors.py                     a linear map of the mean of frozen word vectors, another stand-in

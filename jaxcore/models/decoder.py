@@ -1,7 +1,7 @@
 """Decoder language models: GPT-2, Llama 3, Mistral, Qwen 2.5, Qwen 3, as one linen module."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -323,7 +323,9 @@ class CausalSelfAttention(nn.Module):
         return queries, parts[1].squeeze(3), parts[2].squeeze(3)
 
 
-def unstack_layers(params: Mapping[str, Any], *, by_outputs: bool | None = None) -> dict[str, Any]:
+def unstack_layers(
+    params: Mapping[str, Any], *, by_outputs: bool | None = None, consume: bool = False
+) -> dict[str, Any]:
     """Parameters with one subtree per block ("layers/0/...") in place of stacked arrays: the form that decodes fastest.
 
     Decoding reads every weight once per token. Out of stacked arrays each block's weights are first copied (on CPU,
@@ -334,29 +336,35 @@ def unstack_layers(params: Mapping[str, Any], *, by_outputs: bool | None = None)
     Args:
         by_outputs: store the blocks' kernels transposed, as CPUs read them fastest for few rows
             (`jaxcore.models.affine`); None = on CPU.
+        consume: take the stacked arrays out of `params`, dictionaries that are left without blocks: each is freed once
+            its blocks have their own, so that beside the result one of them at a time is held in place of all.
     """
-    params = nn.meta.unbox(dict(params))
-    depth = jax.tree.leaves(params["layers"])[0].shape[0]
     transposes = jax.default_backend() == "cpu" if by_outputs is None else by_outputs
-
-    def block(layer: int) -> Any:
-        own = jax.tree.map(lambda leaf: leaf[layer], params["layers"])
-        return _by_outputs(own) if transposes else own
-
-    return {**params, "layers": {str(layer): block(layer) for layer in range(depth)}}
+    others = {name: nn.meta.unbox(tree) for name, tree in params.items() if name != "layers"}
+    blocks = _unstacked_tree(params["layers"], transposes, consume)
+    return {**others, "layers": {str(layer): block for layer, block in enumerate(blocks)}}
 
 
-def _by_outputs(tree: Any) -> Any:
-    """The tree with its kernels, whose first axis is that of the features, transposed and renamed."""
-    if not isinstance(tree, Mapping):
-        return tree
-    found = {}
-    for name, value in tree.items():
-        if name in ("kernel", "qkv_kernel"):
-            found[BY_OUTPUTS.format(name)] = value.reshape(value.shape[0], -1).T
+def _unstacked_tree(tree: Any, transposes: bool, consume: bool) -> list[dict[str, Any]]:
+    """A tree per block, out of one of stacked arrays."""
+    found: dict[str, list[Any]] = {}
+    for name in list(tree):
+        value = tree.pop(name) if consume else tree[name]
+        if isinstance(value, Mapping):
+            found[name] = _unstacked_tree(value, transposes, consume)
+        elif transposes and name in ("kernel", "qkv_kernel"):
+            found[BY_OUTPUTS.format(name)] = [part.reshape(len(part), -1).T for part in _blocks_of(value)]
         else:
-            found[name] = _by_outputs(value)
-    return found
+            found[name] = list(_blocks_of(value))
+        if consume:
+            jax.block_until_ready(found)  # what is still to be read cannot be freed
+    return [dict(zip(found, parts, strict=True)) for parts in zip(*found.values(), strict=True)]
+
+
+def _blocks_of(stacked: Any) -> Iterator[Array]:
+    """Each block's part of an array, boxed or not."""
+    stacked = nn.meta.unbox(stacked)
+    return (stacked[layer] for layer in range(len(stacked)))
 
 
 def _unstacked(layers: Mapping[str, Any]) -> list[Any] | None:

@@ -17,9 +17,11 @@ from jaxcore.models.decoder_layout import (
     decoder_layouts,
     decoder_prefix,
     decoder_to_huggingface,
+    token_fields_from_huggingface,
     unexpected_decoder_tensors,
 )
 from jaxcore.models.model_directories import (
+    GENERATION_CONFIG,
     check_vacant,
     checked_overrides,
     clear_directory,
@@ -67,7 +69,10 @@ def load_decoder(
 def read_decoder_config(directory: pathlib.Path, config_overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
     """`read_config` for a local directory that holds a decoder."""
     overrides = checked_overrides(DecoderConfig, config_overrides)
-    return DecoderConfig(**{**decoder_fields_from_huggingface(read_json(directory / "config.json")), **overrides})
+    fields = decoder_fields_from_huggingface(read_json(directory / "config.json"))
+    if (directory / GENERATION_CONFIG).is_file():
+        fields |= token_fields_from_huggingface(read_json(directory / GENERATION_CONFIG))
+    return DecoderConfig(**{**fields, **overrides})
 
 
 def save_decoder(
@@ -81,6 +86,7 @@ def save_decoder(
         for name, value in stored_tensors(nn.meta.unbox(params), decoder_layouts(config)).items()
     }
     clear_directory(directory)
+    (directory / GENERATION_CONFIG).unlink(missing_ok=True)  # its ends would precede those of the model's config
     write_weights(directory, tensors, max_shard_bytes=max_shard_bytes)
     stored_dtype = str(next(iter(tensors.values())).dtype)
     write_json(directory / "config.json", decoder_to_huggingface(config, dtype=stored_dtype))

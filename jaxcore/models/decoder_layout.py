@@ -100,7 +100,7 @@ def decoder_fields_from_huggingface(settings: Mapping[str, Any]) -> dict[str, An
         fields |= _rope_fields(settings, fields["max_positions"])
         fields |= _window_fields(settings, architecture, fields["num_layers"])
         fields |= _bias_fields(settings, architecture)
-    return fields | _token_fields(settings)
+    return fields | token_fields_from_huggingface(settings)
 
 
 def _rope_fields(settings: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
@@ -173,14 +173,21 @@ def _bias_fields(settings: Mapping[str, Any], architecture: str) -> dict[str, An
     return {**fields, "mlp_bias": bool(settings.get("mlp_bias", False))} if architecture == "llama" else fields
 
 
-def _token_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+def token_fields_from_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of special tokens that a `config.json` or `generation_config.json` gives; not those it leaves null.
+
+    Raises:
+        ValueError: an end that is neither an id nor a list of ids.
+    """
+    names = ("bos_token_id", "pad_token_id")
+    fields: dict[str, Any] = {name: settings[name] for name in names if settings.get(name) is not None}
     ends = settings.get("eos_token_id")
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    return {
-        "bos_token_id": settings.get("bos_token_id"),
-        "eos_token_ids": tuple(ends),
-        "pad_token_id": settings.get("pad_token_id"),
-    }
+    if ends is not None:
+        ends = ends if isinstance(ends, list) else [ends]
+        if not all(isinstance(end, int) for end in ends):
+            raise ValueError(f"eos_token_id must be a token's id or a list of ids, got {settings['eos_token_id']!r}")
+        fields["eos_token_ids"] = tuple(ends)
+    return fields
 
 
 def decoder_to_huggingface(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:

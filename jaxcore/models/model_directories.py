@@ -12,6 +12,9 @@ from safetensors.numpy import save_file
 from jaxcore.models.checkpoint_files import WEIGHTS, WEIGHTS_INDEX
 from jaxcore.models.sentence_transformers_layout import MODULES
 
+GENERATION_CONFIG = "generation_config.json"
+"""Of decoders; beside defaults of sampling it has the tokens that end texts, which precede those of config.json."""
+
 
 def _owned(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
     return (directory / "config.json", directory / MODULES, directory / WEIGHTS_INDEX)
@@ -41,7 +44,7 @@ def resolve_directory(path_or_id: str | os.PathLike[str], revision: str | None) 
         raise ValueError(f"{name}: no such directory (nor is it a hub id, which looks like 'owner/name')")
     import huggingface_hub  # imported late: only downloads need it
 
-    wanted = ["config.json", "modules.json", "*/config.json", "*.safetensors", WEIGHTS_INDEX]
+    wanted = ["config.json", GENERATION_CONFIG, "modules.json", "*/config.json", "*.safetensors", WEIGHTS_INDEX]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises a dozen kinds: no network, no repository, no permission

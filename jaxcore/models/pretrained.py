@@ -36,6 +36,10 @@ def load_pretrained(
     memory never holds more than one parameter beside the result, and a model larger than one device's memory
     goes straight to its shards on a mesh.
 
+    A decoder's `bos_token_id`, `eos_token_ids` and `pad_token_id`: as `config_overrides` says; else those of
+    generation_config.json, which chat models have several ends in; else those of config.json. Nothing else is read of
+    generation_config.json: how tokens are drawn is said where they are (`jaxcore.generation`).
+
     An encoder's pooler: as `config_overrides` says; else, for sentence-transformers directories, the masked mean
     (and linear layer) they describe; else "cls_tanh" where the file has pooler tensors and "none" where it has not
     (models trained without one). A pooler asked for but not stored is an error, unless `key` is given to draw
@@ -100,7 +104,7 @@ def save_pretrained(
     sentence-transformers read back. DistilBERT has no pooler in transformers: ours is
     stored as an extra tensor that transformers reports and leaves out. Each file appears under its name only
     when complete, `config.json` last: a directory that has it is whole. Other files in the directory (a
-    tokenizer) stay.
+    tokenizer) stay, but for the generation_config.json of the decoder that is replaced.
 
     Args:
         path: directory, made if missing.

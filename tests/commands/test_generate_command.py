@@ -62,6 +62,15 @@ def folder(tmp_path_factory):
     for name in ("model", "broken", "encoder"):
         save_tokenizer(root / name)
     save_tokenizer(root / "larger", (*WORDS, "more"))
+    save_pretrained(root / "ending", decoder, drawn(decoder))
+    save_tokenizer(root / "ending")
+    (root / "ending" / "generation_config.json").write_text('{"eos_token_id": [3, 0, 5], "temperature": 0.1}')
+    save_tokenizer(root / "swapped", (*WORDS[1:], WORDS[0]))
+    for name, rows, words in (("padded", 16, WORDS), ("stranger", 12, sorted(WORDS)), ("bare", 16, ())):
+        draft = Decoder(dataclasses.replace(decoder.config, vocab_size=rows))
+        save_pretrained(root / name, draft, drawn(draft))
+        if words:
+            save_tokenizer(root / name, words)
     save_steering(root / "v.safetensors", SteeringVectors(3 * RNG.normal(size=(1, 8)), layers=(0,), num_layers=1))
     save_steering(root / "wide.safetensors", SteeringVectors(np.ones((1, 9)), layers=(0,), num_layers=1))
     records = [json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(TEXTS)]
@@ -175,6 +184,24 @@ def test_an_assistant_drafts_and_changes_nothing(folder, tmp_path):
     check_lines(read(output), TEXTS, completed(folder, TEXTS))
 
 
+@pytest.mark.parametrize("name", ["padded", "bare"])
+def test_an_assistant_whose_table_is_padded_otherwise(folder, tmp_path, name):
+    """With the same tokenizer, or without one of its own."""
+    output = tmp_path / "out.jsonl"
+    given = {"input": folder / "prompts.jsonl", "assistant": folder / name, "num_draft_tokens": 2}
+    assert main(arguments(folder, strategy="speculative_decoding", output=output, **given)) == 0
+    check_lines(read(output), TEXTS, completed(folder, TEXTS))
+
+
+def test_texts_end_as_generation_config_says(folder, tmp_path):
+    output = tmp_path / "out.jsonl"
+    given = {"model": folder / "ending", "input": folder / "prompts.jsonl", "output": output}
+    assert main(arguments(folder, **given)) == 0
+    expected = completed(folder, TEXTS, (3, 0, 5))
+    check_lines(read(output), TEXTS, expected)
+    assert {row[0].tokens[-1] for row in expected if row[0].stopped} & {3, 5}
+
+
 def test_the_terminal_shows_prompt_and_text_and_obeys_neither(folder, capsys):
     texts = ["the cat", "\x1b[31mred house"]
     assert main(arguments(folder, "--prompt", texts[0], "--prompt", texts[1], strategy="beam", num_samples=2)) == 0
@@ -241,6 +268,11 @@ LONG = " ".join(["the"] * 19)
         ({"model": "{encoder}"}, "is no decoder but an encoder (bert)"),
         ({"model": "{broken}"}, "log probabilities of prompt 0 are not finite"),
         ({"tokenizer": "{larger}"}, "the tokenizer has 13 tokens, but the model's vocabulary 12"),
+        ({"model": "{ending}", "tokenizer": "{swapped}"}, "ends texts with token 3, which is the ordinary 'dog' to"),
+        (
+            {"strategy": "speculative", "assistant": "{stranger}"},
+            "must share one vocabulary, but token 1 is 'the' to the model's tokenizer and '<end>' to the assistant's",
+        ),
         ({"strategy": "contrastive_serch"}, "did you mean contrastive_search"),
         ({"k": "4"}, "greedy has no option 'k'; its options are: none (jaxcore generate --strategies"),
         ({"temprature": "4"}, "unknown option --temprature: did you mean --temperature"),
@@ -268,7 +300,7 @@ LONG = " ".join(["the"] * 19)
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, changes, message):
     (tmp_path / "exists.jsonl").write_text("")
-    names = ("encoder", "broken", "larger")
+    names = ("encoder", "broken", "larger", "ending", "swapped", "stranger")
     places = {"{exists}": tmp_path / "exists.jsonl", "{prompts}": folder / "prompts.jsonl"}
     places |= {"{wide}": folder / "wide.safetensors", "{absent}": folder / "absent.safetensors"}
     places |= {f"{{{name}}}": folder / name for name in names}
@@ -281,7 +313,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, changes
 
 def test_a_prompt_too_long_is_found_before_anything_is_generated(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.txt").write_text("a cat\n" * 3 + LONG + "\n")
-    monkeypatch.setattr(command, "load_pretrained", lambda *args, **more: pytest.fail("weights were read"))
+    monkeypatch.setattr(command, "load_for_decoding", lambda *args, **more: pytest.fail("weights were read"))
     given = {"input": tmp_path / "prompts.txt", "output": tmp_path / "out.jsonl", "batch_size": 1}
     assert main(arguments(folder, **given)) == 2
     assert "prompt 3 has 19 tokens" in capsys.readouterr().err

@@ -34,8 +34,10 @@ class Tiny:
     forward: object
 
     def full(self, tokens):
-        """Logits and last hidden states of one text, or of many equally long ones, as float64."""
-        rows = np.atleast_2d(np.asarray(tokens))
+        """Logits and last hidden states of one text, or of many equally long ones, as float64.
+
+        Ids beyond the table are read as its last row."""
+        rows = np.minimum(np.atleast_2d(np.asarray(tokens)), self.model.config.vocab_size - 1)
         padded = np.zeros((len(rows), LENGTH), np.int32)
         padded[:, : rows.shape[1]] = rows  # what follows a token has no part in it
         logits, hidden = self.forward(self.params, padded)

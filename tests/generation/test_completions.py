@@ -1,5 +1,7 @@
 """From lists or texts to lists or texts."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from decoding_references import PROMPTS, VOCABULARY, greedy_loop
 from jaxcore.distributed import MeshConfig, make_mesh, tree_shardings
 from jaxcore.generation import Sampling, complete, generate
 from jaxcore.generation.generate import _program
-from jaxcore.models import unstack_layers
+from jaxcore.models import load_pretrained, unstack_layers
 
 COUNT = 6
 LENGTHS = (4, 1, 7, 16, 3, 5, 2)
@@ -16,6 +18,8 @@ LENGTHS = (4, 1, 7, 16, 3, 5, 2)
 
 class Letters:
     """A tokenizer of single letters with the calls that are used of transformers' own."""
+
+    eos_token_id = None
 
     def __init__(self, size=VOCABULARY):
         self.size = size
@@ -25,6 +29,9 @@ class Letters:
 
     def __call__(self, text):
         return {"input_ids": ["abcdefghijk".index(letter) for letter in text]}
+
+    def convert_ids_to_tokens(self, token):
+        return "abcdefghijk"[token]
 
     def decode(self, tokens, skip_special_tokens):
         assert skip_special_tokens
@@ -94,6 +101,49 @@ def on_mesh(decoder, mesh):
 
 def tokens_of(results):
     return [[sample.tokens for sample in row] for row in results]
+
+
+def test_texts_end_as_the_model_s_directory_says(tmp_path):
+    """As transformers' `generate`: several ends in generation_config.json, another one in config.json; the tokenizer's
+    end comes last."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs: Any = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=None, eos_token_id=None,
+            initializer_range=0.6,
+        )
+    ).eval()  # fmt: skip
+
+    def free(prompt):
+        ids = torch.tensor([prompt])
+        whole = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=COUNT, do_sample=False)
+        return whole[0, len(prompt) :].tolist()
+
+    first, second = (free(prompt) for prompt in PROMPTS[:2])
+    theirs.config.eos_token_id = first[0]
+    theirs.generation_config.eos_token_id = [first[3], second[1]]
+    theirs.generation_config.pad_token_id = 0
+    theirs.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    model, params = load_pretrained(tmp_path)
+
+    def ours():
+        found = complete(model, params, PROMPTS[:2], max_new_tokens=COUNT, tokenizer=Letters())
+        return [samples[0].tokens for samples in found]
+
+    expected = [free(prompt) for prompt in PROMPTS[:2]]
+    assert ours() == expected != [first, second]
+    (tmp_path / "generation_config.json").unlink()
+    model, _ = load_pretrained(tmp_path)
+    assert ours()[0] == first[:1]
+    model, _ = load_pretrained(tmp_path, config_overrides={"eos_token_ids": ()})
+    Letters.eos_token_id = second[2]
+    try:
+        assert ours()[1] == second[: second.index(second[2]) + 1]
+    finally:
+        Letters.eos_token_id = None
 
 
 def test_wrong_prompts_are_refused(decoder):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from decoding_references import PROMPTS, greedy_loop, log_softmax, loop
+from decoding_references import PROMPTS, VOCABULARY, greedy_loop, log_softmax, loop, tiny
 
 from jaxcore.generation import ContrastiveDecoding, ContrastiveSearch, Sampling, complete
 
@@ -13,7 +13,8 @@ COUNT = 8
 def reference(expert, amateur, prompt, alpha, beta, temperature):
     def choose(tokens):
         log_p = expert.log_probs(tokens)
-        log_q = log_softmax(amateur.full(tokens)[0][-1] / temperature)
+        shared = min(len(log_p), amateur.model.config.vocab_size)
+        log_p, log_q = log_p[:shared], log_softmax(amateur.full(tokens)[0][-1] / temperature)[:shared]
         scores = (1 + beta) * log_p - beta * log_q
         return np.where(np.exp(log_p) >= alpha * np.exp(log_p).max(), scores, -np.inf).argmax()
 
@@ -36,6 +37,15 @@ def test_a_padded_batch_equals_the_equation_for_each_prompt(decoder, other):
         assert decoded(decoder, other, strategy) == expected != greedy
     assert decoded(decoder, other, ContrastiveDecoding(alpha=0.1, beta=0.0)) == greedy
     assert decoded(decoder, other, ContrastiveDecoding(alpha=1.0, beta=5.0)) == greedy
+
+
+@pytest.mark.parametrize("rows", [VOCABULARY + 5, VOCABULARY - 4])
+def test_tokens_that_one_table_lacks_are_never_chosen(decoder, rows):
+    """Prompts may hold them: the amateur reads its last row."""
+    amateur = tiny(1, vocab_size=rows)
+    found = decoded(decoder, amateur, ContrastiveDecoding(alpha=0.3, beta=3.0))
+    assert found == [reference(decoder, amateur, prompt, 0.3, 3.0, 1.0) for prompt in PROMPTS]
+    assert max(map(max, found)) < rows
 
 
 def test_scores_are_drawn_from(decoder, other):

@@ -1,6 +1,7 @@
 """The Decoder's own behaviour: caches, shared prefixes, names, edits, embeddings, meshes, refusals."""
 
 import dataclasses
+import weakref
 
 import flax.linen as nn
 import jax
@@ -193,6 +194,25 @@ def test_unstacked_parameters_compute_and_name_the_same(windowed, by_outputs):
         jax.jit(intervene(run, edit))(separate, unstack_cache(cache)).logits,
         jax.jit(intervene(run, edit))(params, cache).logits,
     )
+
+
+def test_stacked_arrays_are_freed_as_they_are_unstacked(monkeypatch):
+    """Each before the next one is read, and the result is the same."""
+    params = drawn(CONFIGS["gpt2"])
+    expected = unstack_layers(params, by_outputs=True)
+    assert params["layers"]["mlp"]["in"]["kernel"].shape[0] == LAYERS  # left as they are
+    stacked, held = [weakref.ref(leaf) for leaf in jax.tree.leaves(params["layers"])], []
+    wait = jax.block_until_ready
+
+    def counted(arrays):
+        held.append(sum(leaf() is not None for leaf in stacked))
+        return wait(arrays)
+
+    monkeypatch.setattr(jax, "block_until_ready", counted)
+    found = unstack_layers(params, by_outputs=True, consume=True)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert held == sorted(held, reverse=True) and {*held, 0} == set(range(len(stacked) + 1))
+    assert not any(leaf() is not None for leaf in stacked) and not jax.tree.leaves(params["layers"])
 
 
 def test_named_activations(windowed):

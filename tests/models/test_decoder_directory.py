@@ -1,7 +1,9 @@
 """Decoders in HuggingFace directories against transformers' torch models, and against damaged checkpoints."""
 
+import dataclasses
 import functools
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -244,6 +246,41 @@ def test_older_names_settings_and_buffers_are_read(small):
     assert (model.config.rope_theta, model.config.rope_scaling) == (5e5, RopeScaling("yarn", 4.0, 8))
     assert "head" not in params and model.config.eos_token_ids == (2, 3)
     np.testing.assert_array_equal(params["layers"]["mlp"]["out"]["kernel"], expected["layers"]["mlp"]["out"]["kernel"])
+
+
+def test_ends_of_generation_config_precede_those_of_config(small):
+    """Facts about ending alone: what it leaves out or null stays config.json's, and sampling is nobody's business."""
+    directory, config, params = small
+    settings = {"eos_token_id": [5, 6, 7], "pad_token_id": 9, "bos_token_id": None, "temperature": 0.6, "top_p": 0.9}
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    assert read_config(directory) == dataclasses.replace(config, eos_token_ids=(5, 6, 7), pad_token_id=9)
+    assert load_pretrained(directory)[0].config.eos_token_ids == (5, 6, 7)
+    assert read_config(directory, config_overrides={"eos_token_ids": (1,)}).eos_token_ids == (1,)
+    (directory / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert read_config(directory) == dataclasses.replace(config, eos_token_ids=(5,))
+    save_pretrained(directory, config, params, overwrite=True)  # another model's ends must not stay
+    assert read_config(directory) == config
+    (directory / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    with pytest.raises(ValueError, match="eos_token_id must be a token's id or a list of ids, got 'end'"):
+        read_config(directory)
+
+
+def test_ends_are_fetched_from_the_hub_with_the_model(small, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    directory, config, _ = small
+    (directory / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+    (directory / "tokenizer.json").write_text("{}")
+
+    def snapshot(name, *, revision, allow_patterns):
+        (tmp_path / name).mkdir(parents=True)
+        for file in filter_repo_objects([path.name for path in directory.iterdir()], allow_patterns=allow_patterns):
+            shutil.copy(directory / file, tmp_path / name / file)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert read_config("owner/name") == dataclasses.replace(config, eos_token_ids=(5, 6))
 
 
 Q = "model.layers.1.self_attn.q_proj.weight"
