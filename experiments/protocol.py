@@ -50,7 +50,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What `build` returns: the mesh and the steps by name; ``train`` is always among them."""
+    """What `build` returns: the mesh and the steps by name: ``train`` where the configuration trains a model."""
 
     mesh: Mesh
     steps: Mapping[str, Step]

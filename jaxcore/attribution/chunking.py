@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcore.attribution.compiled_programs import kept_executable, run_compiled, trace_call
+from jaxcore.attribution.input_checks import check_positive
 
 Items = TypeVar("Items")
 Terms = TypeVar("Terms")
@@ -104,10 +105,9 @@ def fitting_chunk_size(term: Callable[[Items], Any], items: Items, *, memory_bud
         memory_budget: bytes; by default half of what the device reports as free, else `DEFAULT_MEMORY_BUDGET`.
 
     Raises:
-        ValueError: memory_budget < 1.
+        ValueError: a memory_budget that is not a whole number of at least 1.
     """
-    if memory_budget is not None and memory_budget < 1:
-        raise ValueError(f"memory_budget must be a positive number of bytes: got {memory_budget}")
+    check_positive(memory_budget=memory_budget)
     length = jax.tree.leaves(items)[0].shape[0]
     bytes_per_term = _bytes_of_one(term, items)
     return max(1, min(length, (memory_budget or _free_memory() // 2) // bytes_per_term))

@@ -65,6 +65,8 @@ class TokenMethod:
         max_tokens: the longest text it takes, special tokens counted; None = any.
         for_sequences: whether tokens that a score does not depend on have no part in the scores of others, so that the
             method serves every target of a sequence (`jaxcore.attribution.sequence_targets`).
+        reads_layers: whether it reads or changes named activations inside the model (attention weights, layers), which
+            must then be there for all tokens.
     """
 
     description: str
@@ -75,6 +77,7 @@ class TokenMethod:
     finish: Callable[[np.ndarray, np.ndarray], Float[np.ndarray, "batch time"]] | None = None
     max_tokens: int | None = None
     for_sequences: bool = True
+    reads_layers: bool = False
 
 
 def token_scores(
@@ -107,9 +110,9 @@ def token_scores(
     method = find_method(name)
     task = token_task(
         score, embeddings, mask, key, baseline, baselines, num_steps=num_steps, num_samples=num_samples,
-        chunk_size=chunk_size, memory_budget=memory_budget,
+        chunk_size=chunk_size, memory_budget=memory_budget, vocabulary=vocabulary,
     )  # fmt: skip
-    result = method.compute(task._replace(vocabulary=vocabulary))
+    result = method.compute(task)
     if method.finish is None:
         return result
     return jnp.asarray(method.finish(np.asarray(result), np.asarray(task.mask)), result.dtype)
@@ -218,6 +221,7 @@ TOKEN_METHODS: dict[str, TokenMethod] = _table(
         "how much of the score's change flows through a token's vector behind a layer, mean over layers",
         conductance,
         total="change",
+        reads_layers=True,
     ),
     expected_gradients=TokenMethod(
         "integrated gradients averaged over several baselines, by sampling",
@@ -302,31 +306,37 @@ TOKEN_METHODS: dict[str, TokenMethod] = _table(
         "what the first token attends to in the last layer, mean over heads; the weights of a model that pools by them",
         looked_at,
         is_signed=False,
+        reads_layers=True,
     ),
     attention_rollout=TokenMethod(
         "what the first token attends to, followed through all layers and residual connections",
         lambda t: attention_rollout(attention_maps(t)),
         is_signed=False,
+        reads_layers=True,
     ),
     attention_flow=TokenMethod(
         "maximum flow of attention from the first token through all layers (on the host; for short texts)",
         attention_maps,
         is_signed=False,
         finish=attention_flow,
+        reads_layers=True,
     ),
     gradient_x_attention=TokenMethod(
         "attention weights times the score's gradient, summed over layers, heads and queries",
         lambda t: over_queries(gradient_x_attention, t),
+        reads_layers=True,
     ),
     grad_sam=TokenMethod(
         "the same with positive gradients only",
         lambda t: over_queries(positive_gradient_x_attention, t),
         is_signed=False,
+        reads_layers=True,
     ),
     value_zeroing=TokenMethod(
         "what the first token's vector owes to each token's value in a layer, mean over layers",
         owed_to_values,
         is_signed=False,
+        reads_layers=True,
     ),
 )
 """The methods, in the order of listings."""

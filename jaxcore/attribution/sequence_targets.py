@@ -206,7 +206,8 @@ def sequence_task(
         scores = dataclasses.replace(scores, trunk=lambda moving: trunk(jnp.where(inside, moving, embeddings)))
     # Jitted: traced once, however often a method evaluates it.
     scores = dataclasses.replace(scores, trunk=jax.jit(scores.trunk), head=jax.jit(scores.head))
-    one = token_task(scores.of_target(0), embeddings, moved, key, baseline, baselines, **counts)
+    settings: Any = counts
+    one = token_task(scores.of_target(0), embeddings, moved, key, baseline, baselines, **settings)
     return SequenceTask(scores, one, mask)
 
 

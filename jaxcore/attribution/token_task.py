@@ -23,8 +23,7 @@ class TokenTask(NamedTuple):
         num_steps: points on a path; None = the method's own number.
         num_samples: draws, evaluations or permutations; None = the method's own number.
         chunk_size, memory_budget: see `jaxcore.attribution.chunking`.
-        vocabulary: word vectors that a text may pass, for the one method whose path goes along them; None = unknown
-            (``task._replace(vocabulary=...)``).
+        vocabulary: word vectors that a text may pass, for the one method whose path goes along them; None = unknown.
     """
 
     score: Score
@@ -57,6 +56,8 @@ def token_task(
     key: Key[Array, ""],
     baseline: Baseline,
     baselines: Array | None = None,
+    *,
+    vocabulary: Array | None = None,
     **counts: int | None,
 ) -> TokenTask:
     """The checked task; ValueError for embeddings, mask, score or counts that no method could use.
@@ -81,5 +82,5 @@ def token_task(
         baselines = one if one.ndim == 3 else one[None]
     baselines = jnp.broadcast_to(baselines, (jnp.shape(baselines)[0] if jnp.ndim(baselines) else 1, *example))
     # Jitted: traced once, however often a method evaluates it, which is most of the time until a program runs.
-    settings: Any = counts
+    settings: Any = {**counts, "vocabulary": vocabulary}
     return TokenTask(jax.jit(score), embeddings, jnp.asarray(mask) != 0, baseline, baselines, key, **settings)

@@ -11,9 +11,9 @@ import jax
 from jax.sharding import Mesh
 
 from jaxcore.commands.attribute_options import continuation_options
-from jaxcore.commands.decoders import ending_tokens
+from jaxcore.commands.decoders import ending_tokens, load_decoder_tokenizer, read_decoder_config
 from jaxcore.commands.line_file import LineFile
-from jaxcore.commands.text_runs import barrier, beats_until_notice, load_model_tokenizer, progress_bar
+from jaxcore.commands.text_runs import barrier, beats_until_notice, progress_bar
 from jaxcore.data import Source, tokenizer_fingerprint
 from jaxcore.evaluation.generation_attribution import (
     Continuation,
@@ -149,8 +149,9 @@ def _print_terminal(results: Results, options: "AttributeOptions") -> None:
 def _load(options: "AttributeOptions", mesh: Mesh) -> LanguageModel:
     """The model on the mesh, with explicit attention: attention methods read its weights."""
     overrides = {"dtype": options.dtype, "attention_implementation": "explicit"}
+    tokenizer = load_decoder_tokenizer(options.model, read_decoder_config(options.model), tokenizer=options.tokenizer)
     model, params = load_pretrained(options.model, config_overrides=overrides, dtype=options.dtype, sharding=mesh)
-    return LanguageModel(model, params, load_model_tokenizer(options.tokenizer or options.model))
+    return LanguageModel(model, params, tokenizer)
 
 
 def _given(options: "AttributeOptions", explained: LanguageModel, texts: list[str]) -> list[Continuation]:

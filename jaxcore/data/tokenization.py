@@ -224,20 +224,20 @@ def word_tokenizer(
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if lowercase:
         backend.normalizer = normalizers.Lowercase()
-    pair = "[CLS] $A [SEP] $B:1 [SEP]:1" if start_token and end_token else None
-    return _wrap(backend, start_token=start_token, end_token=end_token, pair=pair)
+    return _wrap(backend, start_token=start_token, end_token=end_token)
 
 
 def _wrap(
-    backend: "tokenizers.Tokenizer", *, start_token: bool = True, end_token: bool = True, pair: str | None = None
+    backend: "tokenizers.Tokenizer", *, start_token: bool = True, end_token: bool = True
 ) -> "PreTrainedTokenizerFast":
+    """With the special tokens around a text; with both of them, a template for pairs of texts as BERT's."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
     pieces = ["[CLS]"] * start_token + ["$A"] + ["[SEP]"] * end_token
     backend.post_processor = processors.TemplateProcessing(
         single=" ".join(pieces),
-        pair=pair,
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1" if start_token and end_token else None,
         special_tokens=[(token, backend.token_to_id(token)) for token in pieces if token != "$A"],
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL_TOKENS)

@@ -39,6 +39,7 @@ from jaxcore.evaluation.text_model import (
     TokenRows,
     embedding_of,
     logits_of,
+    reading_first_token,
     text_limit,
     tokenized,
     word_vectors,
@@ -285,13 +286,13 @@ def _outputs(params: Any, reference: Array, rows: TokenRows, *, plan: _Plan) -> 
     found: dict[str, Array] = {}
     targets = rows.lengths
     if not isinstance(plan.model, Encoder):
-        logits = logits_of(plan.model, params, embeddings, rows)
+        logits = logits_of(reading_first_token(plan.model), params, embeddings, rows)
         predicted = jnp.argmax(logits, axis=-1)
         targets = predicted if options.target is None else jnp.full_like(predicted, options.target)
         chances = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         chance = jnp.take_along_axis(chances, targets[:, None], axis=-1)[:, 0]
         found = {"predicted": predicted, "target": targets, "probability": chance}
-    score = _score(plan, params, reference, rows, targets)
+    score = _score(reading_first_token(plan.model), plan, params, reference, rows, targets)
     baseline = jnp.broadcast_to(words[plan.baseline_tokens[0]], embeddings.shape)
     return {**found, "score": score(embeddings), "baseline_score": score(baseline)}
 
@@ -301,8 +302,9 @@ def _method_scores(
 ) -> tuple[Array, Array | None]:
     """A method's scores (or what its host half makes them of), and their completeness error."""
     words, options, method = word_vectors(plan.model, params), plan.options, TOKEN_METHODS[name]
+    model = plan.model if method.reads_layers else reading_first_token(plan.model)
     task = token_task(
-        _score(plan, params, reference, rows, targets),
+        _score(model, plan, params, reference, rows, targets),
         words[rows.ids],
         rows.mask,
         key,
@@ -311,18 +313,19 @@ def _method_scores(
         num_steps=options.num_steps,
         num_samples=options.num_samples,
         memory_budget=options.memory_budget,
-    )._replace(vocabulary=words[plan.words])
+        vocabulary=words[plan.words],
+    )
     scores, total = method.compute(task), expected_total(method, task)
     return scores, None if total is None else jnp.sum(scores, axis=1) - total
 
 
-def _score(plan: _Plan, params: Any, reference: Array, rows: TokenRows, targets: Array) -> Score:
+def _score(model: Any, plan: _Plan, params: Any, reference: Array, rows: TokenRows, targets: Array) -> Score:
     options = plan.options
-    if isinstance(plan.model, Encoder):
-        return similarity(lambda embeddings: embedding_of(plan.model, params, embeddings, rows), reference)
+    if isinstance(model, Encoder):
+        return similarity(lambda embeddings: embedding_of(model, params, embeddings, rows), reference)
 
     def predict(embeddings: Array) -> Array:
-        return logits_of(plan.model, params, embeddings, rows)
+        return logits_of(model, params, embeddings, rows)
 
     if options.versus is not None:
         return contrast(predict, targets, options.versus)

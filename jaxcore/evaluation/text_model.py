@@ -229,6 +229,16 @@ def word_vectors(model: Any, params: Any) -> Float[Array, "words dim"]:
     return tree["embeddings"]["word"].astype(_reader(model).dtype)
 
 
+def reading_first_token(model: Any) -> Any:
+    """The same function of texts, without what its score does not read: a transformer classifier's head looks at the
+    first token alone, so that the last block need not compute the others. Its named activations have one token there.
+    """
+    if not isinstance(model, EncoderClassifier):
+        return model
+    encoder = dataclasses.replace(model.config.encoder, output_tokens="first")
+    return EncoderClassifier(dataclasses.replace(model.config, encoder=encoder))
+
+
 def logits_of(
     model: Any, params: Any, embeddings: Float[Array, "batch time dim"], rows: TokenRows
 ) -> Float[Array, "batch classes"]:
