@@ -360,8 +360,11 @@ def _enter_scan(eqn: Any, operands: Sequence[Any], rules: Rules, loops: Loops) -
 def _lifted_carry(body: Callable[..., list[Any]], carry: list[Any], xs: list[Any], rules: Rules) -> list[Any]:
     """The start of a scan's carry, lifted wherever an iteration turns an array into a pytree."""
 
+    def item(x: Any) -> Any:  # of a loop without iterations, too, whose body is traced all the same
+        return jax.lax.index_in_dim(x if len(x) else jnp.zeros((1, *x.shape[1:]), x.dtype), 0, keepdims=False)
+
     def first(carry: list[Any], xs: list[Any]) -> list[Any]:
-        return body(carry, jax.tree.map(lambda x: jax.lax.index_in_dim(x, 0, keepdims=False), xs))
+        return body(carry, jax.tree.map(item, xs))
 
     while True:
         after = jax.eval_shape(first, carry, xs)

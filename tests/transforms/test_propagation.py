@@ -76,6 +76,14 @@ def test_loops_and_branches_carry_nodes_where_an_iteration_makes_them():
     np.testing.assert_array_equal(multipliers(score, X), [[21.0, 21.0, 14.0]])
 
 
+def test_a_loop_without_iterations_changes_nothing():
+    def score(x):
+        step = lambda h, w: (jnp.tanh(h * w), None)  # noqa: E731
+        return jax.lax.scan(step, jnp.tanh(x), jnp.zeros((0, 3)))[0][:, 1]
+
+    np.testing.assert_array_equal(multipliers(score, X), [[0, 7, 0]])
+
+
 SQUARE = np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32)
 
 
