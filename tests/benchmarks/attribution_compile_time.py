@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--unrolled", action="store_true", help="layers one after the other instead of a scan")
     options = parser.parse_args()
     texts = BertTokens(options.batch, options.length, options.layers, options.hidden, not options.unrolled)
-    print(f"{'method':24}{'seconds':>10}{'of tracing':>12}{'processor':>11}{'temporaries':>14}")
+    print(f"{'method':34}{'seconds':>10}{'of tracing':>12}{'processor':>11}{'temporaries':>14}")
     total, processor = 0.0, 0.0
     fitting = [
         name for name, method in TOKEN_METHODS.items() if options.length <= (method.max_tokens or options.length)
@@ -40,8 +40,8 @@ def main() -> None:
     for name in method_names(options.methods.split(",") if options.methods else fitting):
         traced, wall, used, temporary = compile_seconds(texts, name)
         total, processor = total + wall, processor + used
-        print(f"{name:24}{wall:10.1f}{traced:12.1f}{used:11.1f}{temporary / 2**20:10,.0f} MiB", flush=True)
-    print(f"{'all':24}{total:10.1f}{'':12}{processor:11.1f}, goal {GOAL:.0f} s")
+        print(f"{name:34}{wall:10.1f}{traced:12.1f}{used:11.1f}{temporary / 2**20:10,.0f} MiB", flush=True)
+    print(f"{'all':34}{total:10.1f}{'':12}{processor:11.1f}, goal {GOAL:.0f} s")
 
 
 def compile_seconds(texts: BertTokens, name: str) -> tuple[float, float, float, int]:
