@@ -35,6 +35,16 @@ def free_compiled_programs():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules whose programs run once, for a millisecond: most of the time would go into optimising them."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real data beside the project; a test that needs it skips where it is absent."""

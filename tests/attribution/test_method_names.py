@@ -37,6 +37,8 @@ from jaxcore.attribution.shapley import exact_shapley, shapley_sampling
 from jaxcore.attribution.surrogates import kernel_shap, lime
 from jaxcore.attribution.token_task import token_task
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 EMBEDDINGS = jnp.asarray(RNG.normal(size=(2, 5, 4)), jnp.float32)
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -46,14 +48,6 @@ KEY = jax.random.key(3)
 GROUPS = token_groups(MASK)
 QUERY, VALUE, OUT = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((4, 4), (4, 4), (4,)))
 VOCABULARY = jnp.asarray(RNG.normal(size=(12, 4)), jnp.float32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run once, for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def weights_of(embeddings):

@@ -26,6 +26,8 @@ from jaxcore.attribution.sequence_targets import (
     target_gradients,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VOCABULARY, TIME, DIM = 11, 7, 8
 IDS = np.asarray([[3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 0, 0]], np.int32)
 MASK = np.asarray([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]], np.int32)
@@ -48,14 +50,6 @@ SAME_CODE = (  # but for what other tests cover, as another method's
     "exact_shapley",
     "rise",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run once, for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,20 +30,14 @@ from jaxcore.models import Encoder, EncoderConfig, load_pretrained, save_pretrai
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier, save_classifier
 from jaxcore.transforms import intervene
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 WORDS = ("the", "a", "cat", "dog", "sees", "hears", "small", "large", "house", "river")
 RNG = np.random.default_rng(0)
 TEXTS = [" ".join(RNG.choice(WORDS, size=(3, 6, 11)[number % 3])) for number in range(24)]
 LABELS = ("bad", "good", "neither")
 SIZES = {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 12, "max_positions": 64}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run once, for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def drawn(model):

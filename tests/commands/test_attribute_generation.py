@@ -24,16 +24,10 @@ from jaxcore.evaluation.generation_attribution import (
 )
 from jaxcore.models import Decoder, DecoderConfig, Encoder, EncoderConfig, load_pretrained, save_pretrained
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WORDS = ("<end>", "the", "a", "cat", "dog", "sees", "hears", "small", "large", "house", "\x1b[31mred")
 TEXTS = ["the small cat", "a dog hears", "the house", "a large dog sees the"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run once, for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def drawn(model):

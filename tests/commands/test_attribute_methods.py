@@ -17,16 +17,10 @@ from jaxcore.models import EncoderConfig
 from jaxcore.models.classifier import ClassifierConfig, EncoderClassifier, load_classifier, save_classifier
 from jaxcore.transforms import intervene
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TEXTS = ["a small cat sees", "the dog hears a large house"]
 LABELS = ("bad", "good", "neither")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run once, for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def saved_classifier(folder, architecture, *, kind="word"):

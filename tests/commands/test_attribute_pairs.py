@@ -19,6 +19,8 @@ from jaxcore.models.recurrent import RecurrentClassifier, RecurrentConfig
 from jaxcore.models.recurrent_directory import load_recurrent, save_recurrent
 from jaxcore.transforms import intervene
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LABELS = ("entailment", "neutral", "contradiction")
 PAIRS = [
     ("a small cat sees the dog", "nobody sleeps"),
@@ -27,14 +29,6 @@ PAIRS = [
 ]
 WORDS = sorted({word for pair in PAIRS[:2] for text in pair for word in text.split()})
 SIZES = {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 12, "max_positions": 64}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run once, for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def drawn(model, *inputs):

@@ -19,18 +19,12 @@ from jaxcore.generation import STRATEGIES, complete, strategy_from_name
 from jaxcore.generation.steering import SteeringVectors, load_steering, save_steering, steering_edits
 from jaxcore.models import Decoder, DecoderConfig, Encoder, EncoderConfig, load_pretrained, save_pretrained
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WORDS = ("<end>", "the", "a", "cat", "dog", "sees", "hears", "small", "large", "house", "river", "\x1b[31mred")
 RNG = np.random.default_rng(0)
 TEXTS = [" ".join(RNG.choice(WORDS[1:-1], size=1 + number % 5)) for number in range(7)]
 COUNT = 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def drawn(model, scale=0.4):

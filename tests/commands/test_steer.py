@@ -20,19 +20,13 @@ from jaxcore.generation import complete
 from jaxcore.generation.steering import SteeringVectors, load_steering, save_steering, steering_edits
 from jaxcore.models import Decoder, DecoderConfig, Encoder, EncoderConfig, load_pretrained, save_pretrained
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WORDS = ("<end>", "the", "a", "cat", "dog", "sees", "hears", "small", "large", "house", "river", "\x1b[31mred")
 RNG = np.random.default_rng(0)
 COUNT = 6
 SIZES = {"vocab_size": len(WORDS), "num_layers": 2, "hidden_size": 8, "num_heads": 2, "intermediate_size": 12}
 ONE = MeshConfig(data=1, fsdp=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def drawn(model, scale=0.4):

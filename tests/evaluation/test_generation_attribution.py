@@ -18,19 +18,13 @@ from jaxcore.evaluation.generation_attribution import (
 from jaxcore.generation import complete
 from jaxcore.models import Decoder, DecoderConfig, load_pretrained, unstack_layers
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch = pytest.importorskip("torch", reason="the models are drawn in torch, for parity")
 transformers = pytest.importorskip("transformers")
 
 WORDS = ("<end>", "the", "a", "cat.", "dog", "sees", "hears", "small", "Large", "house", "river")
 PROMPT, TEXT, CONTRAST = "the small cat. Large dog", " sees the river", " hears a house"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs here run once, for a millisecond: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def word_tokenizer(words=WORDS):
