@@ -21,8 +21,9 @@ from jaxcore.attribution.input_checks import check_positive
 Items = TypeVar("Items")
 Terms = TypeVar("Terms")
 
-DEFAULT_MEMORY_BUDGET = 2 * 2**30
-"""Bytes of temporary memory one chunk may take when the device does not say how much it has."""
+DEFAULT_MEMORY_BUDGET = 2**29
+"""Bytes of temporary memory one chunk may take when the device does not say how much it has: a CPU, where larger chunks
+leave the caches and run slower (a forward pass of 4,096 tokens takes 1.25 times as long per token as one of 2,048)."""
 
 
 def chunked_sum(
@@ -110,7 +111,7 @@ def fitting_chunk_size(term: Callable[[Items], Any], items: Items, *, memory_bud
     check_positive(memory_budget=memory_budget)
     length = jax.tree.leaves(items)[0].shape[0]
     bytes_per_term = _bytes_of_one(term, items)
-    return max(1, min(length, (memory_budget or _free_memory() // 2) // bytes_per_term))
+    return max(1, min(length, (memory_budget or _default_budget()) // bytes_per_term))
 
 
 def _bytes_of_one(term: Callable[[Any], Any], items: Any) -> int:
@@ -129,8 +130,8 @@ def _described(value: Any) -> Any:
     return value if is_known else jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
 
-def _free_memory() -> int:
+def _default_budget() -> int:
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-    return 2 * DEFAULT_MEMORY_BUDGET
+        return (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)) // 2
+    return DEFAULT_MEMORY_BUDGET

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcore.attribution.chunking import DEFAULT_MEMORY_BUDGET, chunked_sum
+from jaxcore.attribution.chunking import chunked_sum
 from jaxcore.attribution.compiled_programs import run_compiled
 from jaxcore.attribution.feature_groups import Groups, MaskedScore, masked_inputs, masked_score
 from jaxcore.attribution.input_checks import (
@@ -33,6 +33,9 @@ from jaxcore.attribution.shapley import (
 )
 
 Similarity = Literal["inputs", "masks"]
+
+DEFAULT_REGRESSION_BUDGET = 2 * 2**30
+"""Bytes that the matrices of a regression may take unless a memory budget is given: they cannot be chunked."""
 
 
 def lime(
@@ -316,7 +319,7 @@ def _check_alpha(alpha: float) -> None:
 
 def _check_regression(game: MaskedScore, memory_budget: int | None) -> None:
     """ValueError if the regression's own matrices, features x features per example, exceed the budget."""
-    (batch, count), budget = game.present.shape, memory_budget or DEFAULT_MEMORY_BUDGET
+    (batch, count), budget = game.present.shape, memory_budget or DEFAULT_REGRESSION_BUDGET
     needed = math.prod((batch, count, count, jnp.dtype(game.dtype).itemsize))
     if needed > budget:
         raise ValueError(

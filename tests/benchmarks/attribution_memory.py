@@ -27,7 +27,6 @@ import numpy as np  # noqa: E402
 from bert_tokens import BertTokens  # noqa: E402
 
 from jaxcore.attribution import integrated_gradients, kernel_shap, token_groups  # noqa: E402
-from jaxcore.attribution.chunking import DEFAULT_MEMORY_BUDGET  # noqa: E402
 from jaxcore.distributed import MeshConfig, batch_sharding, jit_on_mesh, make_mesh, replicated  # noqa: E402
 
 
@@ -38,7 +37,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--budget", type=int, default=DEFAULT_MEMORY_BUDGET, help="bytes")
+    parser.add_argument("--budget", type=int, default=2 * 2**30, help="bytes")
     parser.add_argument("--run", type=int, default=0, metavar="N", help="run N steps and 16 N samples too")
     options = parser.parse_args()
     texts = BertTokens(options.batch, options.length, options.layers, options.hidden)
