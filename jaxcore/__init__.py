@@ -12,3 +12,7 @@ The rooms, bottom to top; a room imports only rooms above it in this list:
 - ``jaxcore.evaluation``   authorship, verification, clustering, statistics and claims
 - ``jaxcore.reporting``    HTML reports, heatmaps, plots, tables
 """
+
+from jaxcore.compiler_bugs import avoid_wrong_fusions
+
+avoid_wrong_fusions()
