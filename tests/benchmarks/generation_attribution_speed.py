@@ -11,7 +11,7 @@ from the unknown token's embedding, Gauss-Legendre nodes. Contenders
     inseq      itself, if the Python given with --inseq-python has it (its own environment, as a process)
 captum and inseq may be run on fewer targets (--peer-targets, the last ones): their time is then per target, times all.
 
-Values of all contenders must agree (the largest difference over the largest value is printed).
+Values of all contenders must agree (the largest difference over the largest value is printed): the script fails if not.
 """
 
 import argparse
@@ -74,6 +74,8 @@ def main() -> None:
                 f"{name:8} {whole:9.2f} s, {whole / ours:5.2f} x ours ({seconds:.2f} s for {task.peer_targets} "
                 f"targets); largest difference {difference:.1e} of the largest value"
             )
+            if not difference < 1e-3:
+                sys.exit(f"the values of jaxcore and {name} differ")
 
 
 def parse() -> argparse.Namespace:
