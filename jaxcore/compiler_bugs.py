@@ -3,8 +3,8 @@
 jaxlib 0.10.2 on CPU: in ``(sum(x * y, -1) * w)[..., None] * y``, where y and w lack x's leading dimension and x holds
 more than about 2^20 numbers, all rows but the first are wrong, by several per cent and without a word. That is the
 derivative of a layer norm under `jax.vmap`, hence the gradient of every target but the first in attribution for
-generation. Its fusions of reductions into YNNPACK are at fault; 0.10.0, 0.10.1, 0.11.2 and 0.12.0 are right. With
-matrix products alone handed to YNNPACK 0.10.2 is right too, and no slower.
+generation. Its fusions of reductions into YNNPACK are at fault; 0.10.0, 0.10.1, 0.11.2 and 0.12.0.1 are right. With
+matrix products alone handed to YNNPACK 0.10.2 is right too.
 
 This module imports neither JAX nor NumPy: it runs before both.
 """
