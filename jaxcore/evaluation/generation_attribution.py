@@ -46,6 +46,9 @@ if TYPE_CHECKING:  # it takes more than a second to import
 Level = Literal["token", "word", "sentence"]
 Spans = Sequence[tuple[int, int]]
 
+_WIDTHS_PER_DOUBLING = 8
+"""Padding of at most an eighth: a method makes many passes over a text, whose attention grows with the square."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
@@ -332,8 +335,8 @@ def explain_continuations(
 ) -> Iterator[ContinuationExplanation]:
     """Explain continuations in their order, `options.batch_size` on each device at a time.
 
-    Programs are compiled once per padded length (16, 24, 32, 48, ... tokens) and padded number of targets (1, 2, 3, 4,
-    6, 8, ...).
+    Programs are compiled once per padded length (16, 18, 20, ..., 32, 36, ... tokens) and padded number of targets (1,
+    2, 3, 4, 6, 8, ...).
 
     Args:
         mesh: of this process's devices; None: the first device. Parameters lie where the caller put them.
@@ -402,7 +405,8 @@ class _Programs:
         """The last token of a continuation is no input: nothing looks at it."""
         pad_id = self._explained.baseline_tokens[0] if self._explained.baseline_tokens else 0
         inputs = [np.asarray(item.ids[:-1], np.int32) for item in batch]
-        width = prompt_width(max(map(len, inputs)), limit=self._explained.model.config.context_length)
+        limit = self._explained.model.config.context_length
+        width = prompt_width(max(map(len, inputs)), limit=limit, per_doubling=_WIDTHS_PER_DOUBLING)
         ids, lengths = pad_rows(inputs, length=width, pad_id=pad_id)
         count = _padded_count(max(item.num_targets for item in batch))
 

@@ -12,6 +12,9 @@ def test_widths_are_few_and_near():
     for length, width in enumerate(widths, 1):
         assert length <= width <= max(16, 1.5 * length)
     assert prompt_width(9, limit=12) == 12
+    finer = [prompt_width(length, limit=1000, per_doubling=8) for length in range(1, 1001)]
+    assert sorted(set(finer))[:11] == [16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40] and finer[518] == 576
+    assert all(length <= width <= max(16, 1.125 * length) for length, width in enumerate(finer, 1))
     with pytest.raises(ValueError, match="a prompt has 13 tokens, but only 12 fit"):
         prompt_width(13, limit=12)
 
