@@ -85,7 +85,7 @@ from jaxcore.evaluation.trace_attention import (
     suppression_step,
 )
 from jaxcore.evaluation.trace_resampling import SMOOTHINGS, TraceResampling, score_resampling
-from jaxcore.generation import Sampling
+from jaxcore.generation import Sampling, ending_tokens
 from jaxcore.generation.rollouts import Rollout, RolloutsInterrupted, Sampler, rollout_program, sample_rollouts
 from jaxcore.models import DECODER_FAMILIES, Decoder, DecoderConfig, RopeScaling, load_pretrained, read_config
 from jaxcore.training import (
@@ -353,7 +353,7 @@ def sampled_traces(
     """A right and a wrong trace of each problem that has both among its attempts."""
     problems = read_problems(config.problems_path)[: config.num_problems]
     prompts = [tokenizer(problem.prompt())["input_ids"] for problem in problems]
-    stops = (tokenizer.eos_token_id,)
+    stops = ending_tokens(tokenizer, config.model)
     attempts = steps.sample(
         params, prompts, path, config.rollouts.attempts, seed=config.seed + _ATTEMPTS, stop_tokens=stops, tick=tick
     )
@@ -762,7 +762,8 @@ def open_subject(config: Config, steps: Steps, directory: RunDirectory, tick: An
     lead_in = tuple(tokenizer(FORCED_LEAD_IN, add_special_tokens=False)["input_ids"])
     decode: Any = functools.partial(tokenizer.decode, skip_special_tokens=True)
     description = f"{len(traces)} traces of {config.pretrained}; sentences are labelled from files, or not at all."
-    return Subject(steps.model, params, decode, lead_in, (tokenizer.eos_token_id,), traces, description)
+    stops = ending_tokens(tokenizer, config.model)
+    return Subject(steps.model, params, decode, lead_in, stops, traces, description)
 
 
 # ---- report ----------------------------------------------------------------------------------------------

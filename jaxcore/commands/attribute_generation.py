@@ -71,7 +71,7 @@ def attribute_continuations(
             generated_continuations(
                 explained, [texts[row]], max_new_tokens=options.max_new_tokens, strategy=strategy,
                 key=jax.random.fold_in(jax.random.key(options.seed), row), stop_tokens=_stop_tokens(explained),
-                contrast=contrast[row],
+                contrast=contrast[row], chat=options.chat,
             )[0]
             for row in rows
         ]  # fmt: skip
@@ -160,7 +160,7 @@ def _given(options: "AttributeOptions", explained: LanguageModel, texts: list[st
     for number, text in enumerate(options.continuation):
         contrast = options.contrast[number] if options.contrast else None
         try:
-            found.append(given_continuation(explained, texts[number], text, contrast=contrast))
+            found.append(given_continuation(explained, texts[number], text, contrast=contrast, chat=options.chat))
         except ValueError as error:
             raise ValueError(f"text {number}: {error}") from error
     return found
@@ -174,8 +174,8 @@ def _line_file(
     options: "AttributeOptions", source: Source, explained: LanguageModel, mesh: Mesh, window: int
 ) -> LineFile:
     names = (
-        "continuation", "contrast", "attributed", "strategy", "decoding", "max_new_tokens", "score", "level", "field",
-        "num_steps", "num_samples", "seed", "dtype", "memory_megabytes",
+        "chat", "continuation", "contrast", "attributed", "strategy", "decoding", "max_new_tokens", "score", "level",
+        "field", "num_steps", "num_samples", "seed", "dtype", "memory_megabytes",
     )  # fmt: skip
     settings: dict[str, Any] = {  # what decides the lines, to the last byte
         **{name: str(getattr(options, name)) for name in names},

@@ -44,6 +44,9 @@ class AttributeOptions:
     """Why --target rather than this label: the difference of their logits is explained."""
     similar_to: str = ""
     """Explain why the text's embedding is similar to that of this text."""
+    chat: bool = False
+    """Of a decoder: whether a text is a user's message, put into the tokenizer's chat template; otherwise it is
+    continued as it is."""
     continuation: tuple[str, ...] = ()
     """Of a decoder: what follows each --text, with its leading space; what the model itself writes by default."""
     contrast: tuple[str, ...] = ()
@@ -79,7 +82,7 @@ class AttributeOptions:
     batch_tokens: int = 0
     """Tokens of a batch on each device, padding counted; 0 chooses by device. No influence but on random draws."""
     memory_megabytes: int = 0
-    """Temporary memory that a method may take on each device; 0: half of what is free, 2048 on CPU."""
+    """Temporary memory that a method may take on each device; 0: half of what is free, 512 on CPU."""
     window: int = 128
     """Texts explained, sorted by length, and written at a time; continuations are in windows of a sixteenth of it."""
     report_texts: int = 100
@@ -186,6 +189,7 @@ def _check_question(options: AttributeOptions) -> None:
 def attribution_options(options: AttributeOptions, labels: Sequence[str]) -> AttributionOptions:
     """The engine's options for an encoder; ValueError for a label that the model does not have."""
     of_decoder = {
+        "--chat": options.chat,
         "--continuation": options.continuation,
         "--contrast": options.contrast,
         "--attributed prompt": options.attributed == "prompt",

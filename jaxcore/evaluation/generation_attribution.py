@@ -35,7 +35,7 @@ from jaxcore.data.grounded_texts import split_sentences
 from jaxcore.data.tokenization import pad_rows
 from jaxcore.distributed import BATCH_AXES, MeshConfig, batch_sharding, jit_on_mesh, make_mesh
 from jaxcore.evaluation.input_checks import positive_integer
-from jaxcore.generation import complete, prompt_width
+from jaxcore.generation import chat_parts, complete, prompt_width
 from jaxcore.generation.sampling import GREEDY
 from jaxcore.generation.strategy import Strategy
 from jaxcore.models import Decoder, unstack_layers
@@ -201,19 +201,21 @@ class SegmentExplanation:
 
 
 def given_continuation(
-    explained: LanguageModel, prompt: str, text: str, *, contrast: str | None = None
+    explained: LanguageModel, prompt: str, text: str, *, contrast: str | None = None, chat: bool = False
 ) -> Continuation:
     """A continuation that somebody has written, tokenised by itself: begin it with the space that belongs to it.
 
     Args:
+        chat: the prompt is a user's message; the tokenizer's chat template puts tokens around it, which are special
+            ones here: no part of the text, each with scores of its own.
         contrast: the text that each token is contrasted with, in the same context: its first token with the first, and
             so on; of as many tokens as `text`.
 
     Raises:
         ValueError: an empty prompt or continuation, a contrast of another number of tokens, more tokens than the
-            model's context, a tokenizer of another model.
+            model's context, a tokenizer of another model; a chat template that is missing or changes the prompt.
     """
-    ids = _prompt_ids(explained, prompt)
+    encoded = _encoded_prompt(explained, prompt, chat)
     targets = _plain_ids(explained, text)
     if not targets:
         raise ValueError(f"the continuation has no token: {text!r:.80}")
@@ -225,7 +227,7 @@ def given_continuation(
                 f"the contrast {contrast!r:.80} has {len(versus)} tokens, but the continuation {text!r:.80} has "
                 f"{len(targets)}: each token is contrasted with the one in its place"
             )
-    return _continuation(explained, prompt, ids, targets, versus, generated=False)
+    return _continuation(explained, encoded, targets, versus, generated=False)
 
 
 def generated_continuations(
@@ -238,34 +240,52 @@ def generated_continuations(
     stop_tokens: Sequence[int] | None = None,
     batch_size: int | None = None,
     contrast: str | None = None,
+    chat: bool = False,
 ) -> list[Continuation]:
-    """What the model itself writes after each prompt; arguments as of `jaxcore.generation.complete`.
+    """What the model itself writes after each prompt; arguments as of `jaxcore.generation.complete`, and `chat` as of
+    `given_continuation`.
 
     Raises:
         ValueError: as `complete` and `given_continuation`; a continuation without tokens.
     """
-    ids = [_prompt_ids(explained, prompt) for prompt in prompts]
+    encoded = [_encoded_prompt(explained, prompt, chat) for prompt in prompts]
     versus = None if contrast is None else tuple(_plain_ids(explained, contrast))
     found = complete(
-        explained.model, explained.decoding_params, ids, max_new_tokens=max_new_tokens, strategy=strategy,
-        key=key, stop_tokens=stop_tokens, batch_size=batch_size,
+        explained.model, explained.decoding_params, [prompt.ids for prompt in encoded], max_new_tokens=max_new_tokens,
+        strategy=strategy, key=key, stop_tokens=stop_tokens, batch_size=batch_size,
     )  # fmt: skip
     continuations = []
-    for prompt, start, (completion,) in zip(prompts, ids, found, strict=True):
+    for prompt, (completion,) in zip(encoded, found, strict=True):
         if versus is not None and len(versus) != len(completion.tokens):
             raise ValueError(
                 f"the contrast {contrast!r:.80} has {len(versus)} tokens, but {len(completion.tokens)} were generated "
-                f"after {prompt!r:.80}: give the continuation too, or ask for as many new tokens"
+                f"after {prompt.text!r:.80}: give the continuation too, or ask for as many new tokens"
             )
-        continuations.append(_continuation(explained, prompt, start, completion.tokens, versus, generated=True))
+        continuations.append(_continuation(explained, prompt, completion.tokens, versus, generated=True))
     return continuations
 
 
-def _prompt_ids(explained: LanguageModel, prompt: str) -> list[int]:
-    ids = [] if not prompt.strip() else explained.tokenizer(prompt, verbose=False)["input_ids"]
-    if not ids:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EncodedPrompt:
+    """A prompt, its tokens, and their characters in it; empty at tokens that are no part of it."""
+
+    text: str
+    ids: list[int]
+    offsets: Int[np.ndarray, "tokens 2"]
+
+
+def _encoded_prompt(explained: LanguageModel, prompt: str, chat: bool) -> _EncodedPrompt:
+    if not prompt.strip():
         raise ValueError(f"empty prompt: {prompt!r:.80} has no token; there must be something to attribute to")
-    return list(ids)
+    before, text, after = chat_parts(explained.tokenizer, prompt) if chat else ("", prompt, "")
+    found = explained.tokenizer(
+        before + text + after, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False
+    )
+    if not found["input_ids"]:
+        raise ValueError(f"empty prompt: {prompt!r:.80} has no token; there must be something to attribute to")
+    offsets = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
+    inside = np.clip(offsets - len(before), 0, len(text)) + prompt.find(text)
+    return _EncodedPrompt(prompt, list(found["input_ids"]), inside)
 
 
 def _plain_ids(explained: LanguageModel, text: str) -> list[int]:
@@ -274,29 +294,27 @@ def _plain_ids(explained: LanguageModel, text: str) -> list[int]:
 
 def _continuation(
     explained: LanguageModel,
-    prompt: str,
-    ids: list[int],
+    prompt: _EncodedPrompt,
     targets: Sequence[int],
     versus: tuple[int, ...] | None,
     *,
     generated: bool,
 ) -> Continuation:
     config, tokenizer = explained.model.config, explained.tokenizer
-    whole = [*ids, *targets]
+    whole = [*prompt.ids, *targets]
     if len(whole) - 1 > config.context_length:
         raise ValueError(
-            f"prompt and continuation have {len(ids)} + {len(targets)} tokens, but the model's context is "
-            f"{config.context_length}: cut the prompt {prompt!r:.60}"
+            f"prompt and continuation have {len(prompt.ids)} + {len(targets)} tokens, but the model's context is "
+            f"{config.context_length}: cut the prompt {prompt.text!r:.60}"
         )
     if max((*whole, *(versus or ()))) >= config.vocab_size:
         raise ValueError(
             f"the tokenizer gives id {max((*whole, *(versus or ())))}, but the model has {config.vocab_size} token "
             "vectors; take the tokenizer that belongs to the model"
         )
-    text, pieces = _decoded_pieces(tokenizer, ids, targets)
-    of_prompt = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    offsets = np.concatenate([np.asarray(of_prompt, np.int64).reshape(-1, 2), pieces + len(prompt)])
-    return Continuation(prompt, text, tuple(whole), len(ids), offsets, versus, generated)
+    text, pieces = _decoded_pieces(tokenizer, prompt.ids, targets)
+    offsets = np.concatenate([prompt.offsets, pieces + len(prompt.text)])
+    return Continuation(prompt.text, text, tuple(whole), len(prompt.ids), offsets, versus, generated)
 
 
 def _decoded_pieces(tokenizer: Any, ids: list[int], targets: Sequence[int]) -> tuple[str, np.ndarray]:

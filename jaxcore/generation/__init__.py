@@ -6,7 +6,7 @@
 Map of the room
     generate.py              `generate`: padded arrays in, arrays out; one program per shape and kind of strategy
     completions.py           `complete`: texts or lists of any length in, lists out
-    prompts.py               left padding to few widths
+    prompts.py               left padding to few widths; chat templates
     strategy.py              what a strategy is, and the loop that runs it
     token_by_token.py        strategies with one call per token, on top of which
         sampling.py              greedy; temperature, top-k, nucleus, min-p, typical
@@ -37,7 +37,7 @@ from jaxcore.generation.contrastive_search import ContrastiveSearch, contrastive
 from jaxcore.generation.generate import generate
 from jaxcore.generation.probability_filters import keep_min_p, keep_top_k, keep_top_p, keep_typical
 from jaxcore.generation.progress import Generated
-from jaxcore.generation.prompts import pad_left, prompt_width
+from jaxcore.generation.prompts import chat_parts, chat_prompt, pad_left, prompt_width
 from jaxcore.generation.replay import Replay, replay
 from jaxcore.generation.sampling import Chooser, Greedy, Sampling
 from jaxcore.generation.speculative_decoding import SpeculativeDecoding
@@ -64,6 +64,8 @@ __all__ = [
     "SteeringVectors",
     "Strategy",
     "TextGenerator",
+    "chat_parts",
+    "chat_prompt",
     "check_same_tokens",
     "check_tables",
     "check_tokenizer",

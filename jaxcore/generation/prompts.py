@@ -52,8 +52,30 @@ def chat_prompt(tokenizer: Any, message: str) -> list[int]:
     Raises:
         ValueError: a tokenizer without a chat template.
     """
+    return tokenizer(_in_template(tokenizer, message), add_special_tokens=False)["input_ids"]  # the template has them
+
+
+def chat_parts(tokenizer: Any, message: str) -> tuple[str, str, str]:
+    """What the chat template puts before a user's message, the message as it stands there, and what follows it.
+
+    Templates may strip the message, no more.
+
+    Raises:
+        ValueError: a tokenizer without a chat template, or whose template changes the message.
+    """
+    whole = _in_template(tokenizer, message)
+    before, mark, after = _in_template(tokenizer, _MARK).partition(_MARK)
+    written = whole[len(before) : len(whole) - len(after)]
+    if not mark or before + written + after != whole or written.strip() != message.strip():
+        raise ValueError(f"the chat template changes the message {message!r:.60}: got {whole!r:.200}")
+    return before, written, after
+
+
+_MARK = "\ue000"
+
+
+def _in_template(tokenizer: Any, message: str) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template: give the prompt as the model expects it")
     turns = [{"role": "user", "content": message}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has them
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

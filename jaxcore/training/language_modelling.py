@@ -243,7 +243,7 @@ def fit_language_model(
         rows: numpy arrays, see `Rows`; every process holds all of them.
         seed: of fresh parameters, of the order of the rows, of dropout.
         params: pretrained parameters of the model to start from; None = fresh ones.
-        lora: train adapters of this kind; None = all parameters.
+        lora: train adapters of this kind; None = all parameters. Checkpoints hold the adapters, not the base.
         initialize: key -> fresh parameters; None = `language_model_initializer`.
         run, title, tick: as for `jaxcore.training.fit`, which raises what this raises.
 
@@ -262,8 +262,9 @@ def fit_language_model(
         sampler, num_steps=config.num_steps, process_index=jax.process_index(), process_count=jax.process_count()
     )
     state = fit(
-        state, step, batches, num_steps=config.num_steps, mesh=mesh, run=run, loop=config.loop, title=title, tick=tick
-    )
+        state, step, batches, num_steps=config.num_steps, mesh=mesh, run=run, loop=config.loop, title=title, tick=tick,
+        frozen=() if lora is None else ("base",),
+    )  # fmt: skip
     return state.params
 
 

@@ -82,6 +82,7 @@ def fit(
     title: str = "train",
     tick: Tick = lambda step: False,
     stop: Stop = lambda step: False,
+    frozen: tuple[str, ...] = (),
 ) -> TrainState:
     """Train from where the run directory stands to `num_steps`, or until `stop`, and leave a checkpoint of the end.
 
@@ -96,6 +97,8 @@ def fit(
             `jaxcore.distributed.preemption`).
         stop: asked before every step with the number of steps done, alike on every process; True ends training there
             (see `jaxcore.training.model_selection`), and again when the finished run is resumed.
+        frozen: entries of `state.params` that no step changes: left out of checkpoints, and on resumption taken from
+            `state` as given. So a checkpoint of adapters is as large as they are, not as the model.
 
     Raises:
         Preempted: after a notice, once the checkpoint is committed.
@@ -103,7 +106,7 @@ def fit(
     """
     checkpoints = Checkpoints(run.checkpoints, keep_latest=loop.keep_checkpoints)
     if run.resumed:
-        state = _resume(checkpoints, state, batches)
+        state = _resume(checkpoints, state, batches, frozen)
     start = int(state.step)
     writer = MetricsWriter(run.path, start_step=start) if jax.process_index() == 0 else None
     try:
@@ -118,14 +121,14 @@ def fit(
                 done = step + 1
                 if loop.checkpoint_every and done % loop.checkpoint_every == 0 and done < num_steps:
                     report.look_at_kept(state)  # never commit a state whose step has not been looked at
-                    checkpoints.save(state, _meta(batches, mesh), step=done)
+                    checkpoints.save(_without(state, frozen), _meta(batches, mesh), step=done)
                 if tick(done) and done < num_steps:
                     report.look_at_kept(state)
-                    checkpoints.save(state, _meta(batches, mesh), step=done)
+                    checkpoints.save(_without(state, frozen), _meta(batches, mesh), step=done)
                     checkpoints.wait()
                     raise Preempted(f"stopped on notice after step {done}; the checkpoint is committed")
             report.look_at_kept(state)
-            checkpoints.save(state, _meta(batches, mesh), step=int(state.step))
+            checkpoints.save(_without(state, frozen), _meta(batches, mesh), step=int(state.step))
     finally:
         with current_ticker().phase("save", LONG_PHASE_SECONDS):
             checkpoints.close()
@@ -138,15 +141,26 @@ def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, batches: Batches) -> TrainState:
+def _without(state: TrainState, frozen: tuple[str, ...]) -> TrainState:
+    """The state that checkpoints hold."""
+    if not frozen:
+        return state
+    kept = {name: value for name, value in state.params.items() if name not in frozen}
+    return dataclasses.replace(state, params=kept)
+
+
+def _resume(checkpoints: Checkpoints, state: TrainState, batches: Batches, frozen: tuple[str, ...]) -> TrainState:
     """The newest readable checkpoint, with the data where it stood; the fresh state when there is none."""
     with current_ticker().phase("restore", LONG_PHASE_SECONDS):
-        restored = checkpoints.restore_latest(_abstract(state))
+        restored = checkpoints.restore_latest(_abstract(_without(state, frozen)))
     if restored is None:
         return state
     logger.info("resuming after step %d", restored.step)
     batches.set_state(restored.meta["data"])
-    return restored.state
+    if not frozen:
+        return restored.state
+    given = {name: state.params[name] for name in frozen}
+    return dataclasses.replace(restored.state, params={**restored.state.params, **given})
 
 
 def _meta(batches: Batches, mesh: Mesh) -> dict[str, Any]:

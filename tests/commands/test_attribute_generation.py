@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,26 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(folder, whole, tmp_path):
     run(folder, output, resume=True)
     assert output.read_bytes() == whole.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_message_in_the_chat_template(folder, tmp_path):
+    """Tokens of the template are special: none of the text, but attributed to like those of the whole as a prompt."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    tokenizer = load_tokenizer(folder / "model")
+    tokenizer.chat_template = "a {{ messages[0].content | trim }} dog"
+    tokenizer.save_pretrained(str(tmp_path / "model"))
+    run(tmp_path, tmp_path / "chat.jsonl", text=(" the small cat",), chat=True)
+    run(tmp_path, tmp_path / "plain.jsonl", text=("a the small cat dog",))
+    (chat,), (plain,) = read(tmp_path / "chat.jsonl"), read(tmp_path / "plain.jsonl")
+    assert chat["prompt"] == " the small cat" and chat["continuation"] == plain["continuation"]
+    assert chat["sources"][:5] == ["a", "the", "small", "cat", "dog"]
+    assert chat["source_offsets"][:5] == [[1, 1], [1, 4], [5, 10], [11, 14], [14, 14]]
+    assert chat["attributions"] == plain["attributions"]
+    run(tmp_path, tmp_path / "given.jsonl", text=(" the small cat",), continuation=(chat["continuation"],), chat=True)
+    (given,) = read(tmp_path / "given.jsonl")
+    assert given["attributions"] == chat["attributions"]
+    with pytest.raises(ValueError, match="text 0: the tokenizer has no chat template"):
+        run(folder, tmp_path / "none.jsonl", text=("a dog",), continuation=(" a",), chat=True)
 
 
 def test_a_given_continuation_and_its_contrast(folder, tmp_path, capsys):

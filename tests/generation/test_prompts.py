@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxcore.generation import pad_left, prompt_width
+from jaxcore.generation import chat_parts, chat_prompt, pad_left, prompt_width
 
 
 def test_widths_are_few_and_near():
@@ -28,3 +28,28 @@ def test_padding_is_on_the_left():
     for wrong, message in (([[1], []], "prompt 1 has 0 tokens"), ([[1] * 5], "prompt 0 has 5 tokens, expected 1 to 4")):
         with pytest.raises(ValueError, match=message):
             pad_left(wrong, 4)
+
+
+def chat_tokenizer(template):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    table = Tokenizer(models.WordLevel({"<end>": 0, "user": 1, "model": 2, "cat": 3}, unk_token="<end>"))
+    table.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=table, unk_token="<end>", eos_token="<end>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_chat_template_is_cut_where_the_message_stands():
+    around = "user {{ messages[0].content%s }} {{ 'model' if add_generation_prompt }}"
+    stripping, keeping = chat_tokenizer(around % " | trim"), chat_tokenizer(around % "")
+    assert chat_parts(keeping, " a user ") == ("user ", " a user ", " model")
+    assert chat_parts(stripping, " user ") == ("user ", "user", " model")  # though "user" stands before it too
+    assert chat_prompt(stripping, " cat") == [1, 3, 2]
+    with pytest.raises(ValueError, match="changes the message 'a cat': got 'user A CAT model'"):
+        chat_parts(chat_tokenizer(around % " | upper"), "a cat")
+    with pytest.raises(ValueError, match="changes the message 'a cat': got 'nothing'"):
+        chat_parts(chat_tokenizer("nothing"), "a cat")
+    with pytest.raises(ValueError, match="has no chat template"):
+        chat_parts(chat_tokenizer(None), "a cat")

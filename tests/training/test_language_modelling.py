@@ -1,5 +1,6 @@
 """Language-model training: the objective from its parts, a language that is learnt, adapters alone, perplexity."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -13,7 +14,7 @@ from jaxcore.distributed import MeshConfig, make_mesh
 from jaxcore.losses import token_margin_contrast
 from jaxcore.models import Decoder, DecoderConfig
 from jaxcore.models.lora import LoraConfig
-from jaxcore.training import LoopConfig, OptimizerConfig, open_run_directory, params_digest
+from jaxcore.training import LoopConfig, OptimizerConfig, Preempted, open_run_directory, params_digest
 from jaxcore.training.language_modelling import (
     LanguageModelConfig,
     LanguageModelObjective,
@@ -125,6 +126,18 @@ def test_adapters_alone_are_trained(trained, mesh, tmp_path):
         for tree in (trained, merged_params(MODEL, params, LORA))
     )
     assert after < 0.5 * before
+
+    def part(resume, **tick):
+        with contextlib.closing(open_run_directory(tmp_path / "again", config, resume=resume)) as run:
+            return fit_language_model(
+                MODEL, other, config=config, seed=0, mesh=mesh, run=run, params=trained, lora=LORA, **tick
+            )
+
+    with pytest.raises(Preempted):
+        part(False, tick=lambda step: step == 9)
+    stored = (tmp_path / "again" / "checkpoints" / "9" / "state" / "_METADATA").read_text()
+    assert "('params', 'adapters'" in stored and "('params', 'base'" not in stored
+    assert params_digest(part(True)) == params_digest(params)
 
 
 def test_gradients_of_adapters_are_those_of_the_merged_model(trained):
