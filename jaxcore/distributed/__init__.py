@@ -3,6 +3,7 @@
 Joining the job
     process_start   `start`: the one call before a device is touched; laptop, pod, SLURM or explicit
     coordination    key-value store and barriers between processes
+    grouped_lines   a file of results that all of them agree on, continued after a kill
     fingerprint     processes must run the same software, code and configuration
     preemption      `tick`: called by every loop; True when all processes agreed to save and stop
     watchdog        a process that stands still says where, and ends
@@ -29,6 +30,7 @@ from jaxcore.distributed.coordination import BarrierTimeout, barrier
 from jaxcore.distributed.exit_codes import ExitCode
 from jaxcore.distributed.fingerprint import FingerprintMismatch, hash_config
 from jaxcore.distributed.flops import RECOMPUTE_SCOPE, FlopCount, count_flops, count_jaxpr_flops
+from jaxcore.distributed.grouped_lines import GroupedLines
 from jaxcore.distributed.mesh import (
     AXES,
     BATCH_AXES,
@@ -80,6 +82,7 @@ __all__ = [
     "ExitCode",
     "FingerprintMismatch",
     "FlopCount",
+    "GroupedLines",
     "MeshConfig",
     "Prediction",
     "ProcessInfo",

@@ -4,24 +4,29 @@ The file is JSON Lines: a first line that says what is drawn, then one line per 
 
     {"prefix": 17, "samples": [[5, 8, 2], ...], "stopped": [true, ...]}
 
-written batch by batch. After a kill, what a cut batch left behind is dropped and drawn again from the same key, so that
-a run that was stopped anywhere ends in the same file as one that was not.
+written batch by batch (`jaxcore.distributed.GroupedLines`): a batch that a kill cut off is drawn again from the same
+key, so that a run that was stopped anywhere ends in the same file as one that was not.
 """
 
 import hashlib
-import json
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxcore.distributed import check_batch, current_ticker, gather_to_host, jit_on_mesh, replicated, split_rows
+from jaxcore.distributed import (
+    GroupedLines,
+    check_batch,
+    current_ticker,
+    gather_to_host,
+    jit_on_mesh,
+    replicated,
+    split_rows,
+)
 from jaxcore.generation.generate import generate
 from jaxcore.generation.option_checks import check_count
 from jaxcore.generation.progress import Generated
@@ -114,8 +119,8 @@ def sample_rollouts(
     room = model.config.context_length - sampler.max_new_tokens - sampler.strategy.num_extra_positions
     _check_prefixes(prefixes, room, width)
     settings = _settings(prefixes, sampler, seed=seed, batch_size=batch_size, width=width, identity=identity)
-    log = _Log(pathlib.Path(file), settings, len(prefixes), batch_size)
-    results = log.read()
+    lines = GroupedLines(pathlib.Path(file), settings, num_lines=len(prefixes), group_size=batch_size)
+    results = lines.read(_from_line)
     program = program or rollout_program(model, sampler, mesh)
     for batch in range(-(-len(results) // batch_size), -(-len(prefixes) // batch_size)):
         chosen = prefixes[batch * batch_size : (batch + 1) * batch_size]
@@ -126,7 +131,7 @@ def sample_rollouts(
         with current_ticker().phase("rollouts"):  # long beside a step; the first one compiles
             generated = gather_to_host(program(params, *inputs, np.asarray(key_data)))
         drawn = _rows(generated)[: len(chosen)]
-        log.write(len(results), drawn)
+        lines.append([_to_line(len(results) + row, samples) for row, samples in enumerate(drawn)])
         results += drawn
         if tick(batch) and len(results) < len(prefixes):
             raise RolloutsInterrupted(f"stopped on notice after {len(results)} of {len(prefixes)} prefixes")
@@ -160,70 +165,12 @@ def _rows(generated: Generated) -> list[list[Rollout]]:
     return [[rollout(row, sample) for sample in range(samples)] for row in range(rows)]
 
 
-class _Log:
-    """The file of a call: whole batches of lines behind a line of settings."""
+def _to_line(prefix: int, samples: Sequence[Rollout]) -> dict[str, Any]:
+    return {"prefix": prefix, "samples": [r.tokens for r in samples], "stopped": [r.stopped for r in samples]}
 
-    def __init__(self, file: pathlib.Path, settings: Mapping[str, str], num_prefixes: int, batch_size: int) -> None:
-        self._file, self._settings = file, settings
-        self._num_prefixes, self._batch_size = num_prefixes, batch_size
 
-    def read(self) -> list[list[Rollout]]:
-        """The rollouts of the batches that are there whole; what is behind them is cut off."""
-        lines = self._lines()
-        results = [self._parsed(number, line) for number, line in enumerate(lines[1:])][: self._num_prefixes]
-        if len(results) < self._num_prefixes:
-            results = results[: len(results) // self._batch_size * self._batch_size]
-        if jax.process_count() > 1:  # process 0 may have seen, or be about to cut, another end
-            agreed = int(multihost_utils.broadcast_one_to_all(np.int32(len(results))))
-            results = results[:agreed]
-        if jax.process_index() == 0:
-            self._begin(lines[: 1 + len(results)])
-        return results
-
-    def write(self, first: int, rows: Sequence[Sequence[Rollout]]) -> None:
-        """The lines of a batch, on disk when this returns."""
-        if jax.process_index() != 0:
-            return
-        lines = [
-            {"prefix": first + i, "samples": [r.tokens for r in row], "stopped": [r.stopped for r in row]}
-            for i, row in enumerate(rows)
-        ]
-        with self._file.open("ab") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _begin(self, kept: Sequence[bytes]) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        if not kept:
-            kept = [json.dumps({"settings": self._settings}).encode() + b"\n"]
-            self._file.write_bytes(kept[0])
-        with self._file.open("r+b") as file:
-            file.truncate(sum(map(len, kept)))
-
-    def _lines(self) -> list[bytes]:
-        """Lines with an end; none for a file that is new or was cut in its first line."""
-        if not self._file.exists():
-            return []
-        *lines, _ = self._file.read_bytes().split(b"\n")
-        if not lines:
-            return []
-        try:
-            earlier = json.loads(lines[0])["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self._file} holds no rollouts: remove it, or name another file") from error
-        changed = sorted(n for n in {*earlier, *self._settings} if earlier.get(n) != self._settings.get(n))
-        if changed:
-            told = "; ".join(f"{n} was {earlier.get(n)}, is {self._settings.get(n)}" for n in changed)
-            raise ValueError(f"{self._file} holds rollouts of something else ({told}): name another file")
-        return [line + b"\n" for line in lines]
-
-    def _parsed(self, number: int, line: bytes) -> list[Rollout]:
-        try:
-            record = json.loads(line)
-            rows = [Rollout(*pair) for pair in zip(record["samples"], record["stopped"], strict=True)]
-            if record["prefix"] != number:
-                raise ValueError(f"it is of prefix {record['prefix']}")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self._file}, line {number + 2}, is damaged ({error}): remove the file") from error
-        return rows
+def _from_line(number: int, line: Any) -> list[Rollout]:
+    samples = [Rollout(*pair) for pair in zip(line["samples"], line["stopped"], strict=True)]
+    if line["prefix"] != number:
+        raise ValueError(f"it is of prefix {line['prefix']}")
+    return samples

@@ -30,7 +30,11 @@ def test_results_keep_their_order_and_are_lines_of_a_file(tmp_path):
     file = tmp_path / "deep" / "items.jsonl"
     assert mapped(file, Counting()) == [2 * item for item in ITEMS] == mapped(None, Counting())
     header, *lines = map(json.loads, file.read_text().splitlines())
-    assert lines == [2 * item for item in ITEMS] and header["items"] == 7 and header["group_size"] == 3
+    assert (
+        lines == [2 * item for item in ITEMS]
+        and header["settings"]["items"] == 7
+        and header["settings"]["group_size"] == 3
+    )
 
 
 def test_a_stopped_run_goes_on_where_it_was_and_a_cut_group_is_computed_again(tmp_path):
@@ -61,9 +65,9 @@ def test_results_pass_through_json_whether_or_not_they_were_on_disk(tmp_path):
 def test_files_of_something_else_and_damaged_ones_are_refused(tmp_path):
     file = tmp_path / "items.jsonl"
     mapped(file, Counting())
-    for options in ({"identity": "y"}, {"group_size": 2}):
-        with pytest.raises(ValueError, match="holds results of something else"):
-            mapped(file, Counting(), **options)
+    for name, value in {"identity": "y", "group_size": 2}.items():
+        with pytest.raises(ValueError, match=rf"is of something else \({name} was"):
+            mapped(file, Counting(), **{name: value})
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:2], "{", *lines[3:], ""]))
     with pytest.raises(ValueError, match=r"items\.jsonl, line 3, is damaged"):

@@ -137,7 +137,7 @@ def test_rollouts_follow_the_models_distribution(tmp_path):
 
 
 def test_files_of_something_else_and_damaged_ones_are_refused(draw, whole, tmp_path):
-    with pytest.raises(ValueError, match=r"rollouts of something else .*seed was 0, is 1"):
+    with pytest.raises(ValueError, match=r"is of something else .*seed was 0, is 1"):
         draw(whole[1], seed=1)
     with pytest.raises(ValueError, match=r"something else .*prefixes was"):
         draw(whole[1], prefixes=PREFIXES[:4])
@@ -149,7 +149,7 @@ def test_files_of_something_else_and_damaged_ones_are_refused(draw, whole, tmp_p
     with pytest.raises(ValueError, match="line 2, is damaged"):
         draw(damaged)
     (tmp_path / "other.jsonl").write_text("text\n")
-    with pytest.raises(ValueError, match="holds no rollouts"):
+    with pytest.raises(ValueError, match="holds no lines of a run"):
         draw(tmp_path / "other.jsonl")
 
 
