@@ -6,8 +6,8 @@ Source: Bogdan et al. 2025 (Thought Anchors).
 """
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float
-from scipy import stats
 
 Matrix = Float[np.ndarray, "source target"]
 
@@ -90,7 +90,7 @@ def matrix_agreement(
         a, b = _without_distance(a, of), _without_distance(b, of)
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(stats.spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def edge_scores(
@@ -107,7 +107,7 @@ def area_under_roc(scores: Float[np.ndarray, " pairs"], edges: Bool[np.ndarray, 
     positive, negative = int(np.sum(edges)), int(np.sum(~edges))
     if not positive or not negative:
         return float("nan")
-    ranks = stats.rankdata(scores)
+    ranks = scipy.stats.rankdata(scores)
     return float((ranks[edges].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
-from sklearn.metrics import f1_score
 
 from jaxcore.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
 from jaxcore.evaluation.input_checks import (
@@ -226,6 +225,8 @@ def macro_f1_open_set(true: Sequence, predicted: Sequence, *, unknown: Any) -> f
         ValueError: lengths differ, empty, or no true label besides `unknown`.
     Source: star.md, Metrics (Macro-F1; PAN19 evaluator).
     """
+    from sklearn.metrics import f1_score  # it takes more than a second to import
+
     true, predicted = list(true), list(predicted)
     same_length(true=true, predicted=predicted)
     known = {author: code for code, author in enumerate(dict.fromkeys(a for a in true if a != unknown), start=1)}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
-from scipy import stats
 
 from jaxcore.evaluation.input_checks import class_codes, finite_array, fraction, positive_integer, same_length
 
@@ -139,7 +139,7 @@ def _bca(
     """scipy's BCa interval around an existing bootstrap distribution, or None where it is undefined."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DegenerateDataWarning and the divisions behind it: reported as None
-        result = stats.bootstrap(
+        result = scipy.stats.bootstrap(
             (units,),
             of_units,
             n_resamples=0,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 
 
 @dataclasses.dataclass(frozen=True)

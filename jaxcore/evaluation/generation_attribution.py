@@ -46,8 +46,8 @@ if TYPE_CHECKING:  # it takes more than a second to import
 Level = Literal["token", "word", "sentence"]
 Spans = Sequence[tuple[int, int]]
 
-_WIDTHS_PER_DOUBLING = 8
-"""Padding of at most an eighth: a method makes many passes over a text, whose attention grows with the square."""
+_WIDTH_STEP = 64
+"""Long texts are padded by less than this: a method makes many passes over a text, which cost more than compilation."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class ContinuationExplanation:
 
     Attributes:
         continuation: what is explained.
-        tokens: as the tokenizer writes them, the prompt's first.
+        tokens: as text, the prompt's first; what is none by itself, part of a character, as the tokenizer writes it.
         special: tokens that are no part of the text.
         log_probabilities: of each token of the continuation, given all before it.
         versus_log_probabilities: of those they are contrasted with; None without a contrast.
@@ -353,8 +353,8 @@ def explain_continuations(
 ) -> Iterator[ContinuationExplanation]:
     """Explain continuations in their order, `options.batch_size` on each device at a time.
 
-    Programs are compiled once per padded length (16, 18, 20, ..., 32, 36, ... tokens) and padded number of targets (1,
-    2, 3, 4, 6, 8, ...).
+    Programs are compiled once per padded length (16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, ... tokens) and
+    padded number of targets (1, 2, 3, 4, 6, 8, ...).
 
     Args:
         mesh: of this process's devices; None: the first device. Parameters lie where the caller put them.
@@ -424,7 +424,7 @@ class _Programs:
         pad_id = self._explained.baseline_tokens[0] if self._explained.baseline_tokens else 0
         inputs = [np.asarray(item.ids[:-1], np.int32) for item in batch]
         limit = self._explained.model.config.context_length
-        width = prompt_width(max(map(len, inputs)), limit=limit, per_doubling=_WIDTHS_PER_DOUBLING)
+        width = prompt_width(max(map(len, inputs)), limit=limit, step=_WIDTH_STEP)
         ids, lengths = pad_rows(inputs, length=width, pad_id=pad_id)
         count = _padded_count(max(item.num_targets for item in batch))
 
@@ -512,7 +512,6 @@ def _explanation(
     explained: LanguageModel, item: Continuation, values: dict[str, Any], options: ContinuationOptions
 ) -> ContinuationExplanation:
     count, length = item.num_targets, len(item.ids)
-    name_of = explained.tokenizer.convert_ids_to_tokens
     moved = np.arange(length) < (item.num_prompt if options.attributed == "prompt" else length)
     methods = {}
     for name in options.methods:
@@ -534,7 +533,7 @@ def _explanation(
     versus = values["versus_log_probability"]
     return ContinuationExplanation(
         continuation=item,
-        tokens=tuple(name_of(list(item.ids))),
+        tokens=tuple(_token_text(explained.tokenizer, token) for token in item.ids),
         versus=None
         if item.versus is None
         else tuple(str(explained.tokenizer.decode([token])) for token in item.versus),
@@ -546,6 +545,11 @@ def _explanation(
         score=options.score,
         methods=methods,
     )
+
+
+def _token_text(tokenizer: Any, token: int) -> str:
+    text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    return text if text and "\ufffd" not in text else str(tokenizer.convert_ids_to_tokens(token))
 
 
 # ---- segments --------------------------------------------------------------------------------------------

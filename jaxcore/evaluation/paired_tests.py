@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from jax.typing import ArrayLike
 from jaxtyping import Float
-from scipy import stats
 
 from jaxcore.evaluation.input_checks import finite_array, fraction, positive_integer, same_length
 
@@ -73,7 +73,7 @@ def paired_t_test(
     if _no_spread(differences):
         statistic, p_value = _limit_of_t(float(centred.mean()), alternative, scale=float(np.abs(differences).max()))
     else:
-        test = stats.ttest_1samp(centred, 0.0, alternative=alternative)
+        test = scipy.stats.ttest_1samp(centred, 0.0, alternative=alternative)
         statistic, p_value = float(test.statistic), float(test.pvalue)
     return _result(differences, statistic, p_value, alternative, margin, level, "t")
 
@@ -108,7 +108,7 @@ def paired_permutation_test(
     resamples = positive_integer("resamples", resamples, minimum=100)
     centred = differences - float(margin)
     exact = len(centred) < 63 and 2 ** len(centred) <= resamples
-    test = stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (centred,),
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
@@ -158,7 +158,7 @@ def _result(
     effect = float(differences.mean())
     sd = 0.0 if _no_spread(differences) else float(differences.std(ddof=1))
     excess = effect - float(margin)
-    half_width = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / np.sqrt(n)
+    half_width = float(scipy.stats.t.ppf((1 + level) / 2, n - 1)) * sd / np.sqrt(n)
     if sd > 0:
         standardised = excess / sd
     else:

@@ -7,11 +7,9 @@ clusters is given.
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import AgglomerativeClustering, KMeans, MiniBatchKMeans
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, homogeneity_completeness_v_measure
 
 from jaxcore.evaluation.clustering import Labelling, Linkage
 from jaxcore.evaluation.input_checks import class_codes, finite_array, positive_integer, same_length
@@ -54,22 +52,24 @@ def partition_scores(true: Labelling, predicted: Labelling) -> PartitionScores:
         ValueError: not vectors, empty, lengths differ, NaN labels.
     Source: Rosenberg and Hirschberg 2007 (V-measure); Hubert and Arabie 1985 (adjusted Rand); Vinh et al. 2010 (AMI).
     """
+    from sklearn import metrics  # it takes more than a second to import
+
     (classes, _), (clusters, _) = class_codes("true", true), class_codes("predicted", predicted)
     same_length(true=classes, predicted=clusters)
     table = np.zeros((classes.max() + 1, clusters.max() + 1), dtype=np.int64)
     np.add.at(table, (classes, clusters), 1)
-    homogeneity, completeness, v_measure = homogeneity_completeness_v_measure(classes, clusters)
+    homogeneity, completeness, v_measure = metrics.homogeneity_completeness_v_measure(classes, clusters)
     # With one class h is 1 by convention, and h * c would credit the partition with information that does not exist.
     informative = len(table) > 1 and table.shape[1] > 1
     normalized = np.sqrt(max(homogeneity * completeness, 0.0)) if informative else float(table.size == 1)
-    matched = table[linear_sum_assignment(table, maximize=True)].sum()
+    matched = table[scipy.optimize.linear_sum_assignment(table, maximize=True)].sum()
     return PartitionScores(
         v_measure=float(v_measure),
         homogeneity=float(homogeneity),
         completeness=float(completeness),
         normalized_mutual_information=float(normalized),
-        adjusted_mutual_information=float(adjusted_mutual_info_score(classes, clusters)),
-        adjusted_rand_index=float(adjusted_rand_score(classes, clusters)),
+        adjusted_mutual_information=float(metrics.adjusted_mutual_info_score(classes, clusters)),
+        adjusted_rand_index=float(metrics.adjusted_rand_score(classes, clusters)),
         purity=float(table.max(axis=0).sum() / len(classes)),
         assignment_accuracy=float(matched / len(classes)),
     )
@@ -98,6 +98,8 @@ def kmeans_clusters(
         ValueError: not [n, dim], NaN, fewer rows than clusters, a number out of range.
     Source: Arthur and Vassilvitskii 2007 (k-means++).
     """
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # it takes more than a second to import
+
     rows = _rows(embeddings, num_clusters, normalize=normalize)
     runs = positive_integer("restarts", restarts)
     if batch_size is None:
@@ -122,6 +124,8 @@ def linkage_clusters(
     Raises:
         ValueError: not [n, dim], NaN, fewer rows than clusters, unknown linkage.
     """
+    from sklearn.cluster import AgglomerativeClustering  # it takes more than a second to import
+
     if linkage not in ("average", "complete", "single", "ward"):
         raise ValueError(f"linkage must be 'average', 'complete', 'single' or 'ward', got {linkage!r}")
     rows = _rows(embeddings, num_clusters, normalize=True)

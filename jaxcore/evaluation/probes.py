@@ -8,8 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 
 from jaxcore.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
 from jaxcore.evaluation.input_checks import class_codes, finite_array, positive_integer, same_length
@@ -213,6 +211,8 @@ def _fitted_path(
     tested: Float[np.ndarray, "t dim"],
 ) -> list[Int[np.ndarray, "t"]]:
     """Predictions for `tested` along the grid, each fit started from the one before (of larger penalty)."""
+    from sklearn.linear_model import LogisticRegression  # it takes more than a second to import
+
     model = LogisticRegression(max_iter=max_iterations, warm_start=True)
     predictions = []
     for penalty in grid:
@@ -251,6 +251,8 @@ def _cross_validated_penalty(
 
 
 def _splits(codes: np.ndarray, classes: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import StratifiedKFold  # it takes more than a second to import
+
     folds = positive_integer("folds", folds, minimum=2)
     sizes = np.bincount(codes, minlength=len(classes))
     if sizes.min() < folds:

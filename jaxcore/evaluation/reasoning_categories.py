@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import stats
 
 from jaxcore.data.reasoning_taxonomy import UNKNOWN
 
@@ -93,5 +93,5 @@ def compare_functions(traces: Sequence[Mapping[str, float]], greater: str, small
     if not pairs:
         raise ValueError(f"no trace has sentences of both {greater} and {smaller}")
     difference = np.diff(np.asarray(pairs)[:, ::-1], axis=1)[:, 0]
-    p_value = float(stats.wilcoxon(difference, alternative="greater").pvalue) if np.any(difference != 0) else 1.0
+    p_value = float(scipy.stats.wilcoxon(difference, alternative="greater").pvalue) if np.any(difference != 0) else 1.0
     return PairedComparison(float(np.mean(difference > 0)), p_value, len(pairs))

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import scipy
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
-from scipy import stats
 
 from jaxcore.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
 from jaxcore.evaluation.input_checks import class_codes, finite_array, same_length
@@ -52,7 +52,7 @@ def spearman(x: Float[ArrayLike, "n"], y: Float[ArrayLike, "n"]) -> float:
     Source: debcse.md, Metrics (average ranks for ties).
     """
     first, second = _paired(x=x, y=y)
-    return _correlation(stats.rankdata(first), stats.rankdata(second))
+    return _correlation(scipy.stats.rankdata(first), scipy.stats.rankdata(second))
 
 
 def partial_spearman(
@@ -83,7 +83,7 @@ def partial_spearman(
             f"{len(first)} pairs leave no residual beside {covariates.shape[1]} covariates; "
             f"pass more than {covariates.shape[1] + 2} pairs"
         )
-    centred = [column - column.mean() for column in map(stats.rankdata, (first, second, *covariates.T))]
+    centred = [column - column.mean() for column in map(scipy.stats.rankdata, (first, second, *covariates.T))]
     design = np.stack(centred[2:], axis=1)
     targets = np.stack(centred[:2], axis=1)
     residuals = targets - design @ np.linalg.lstsq(design, targets, rcond=None)[0]
@@ -293,10 +293,10 @@ def _subset_codes(num_pairs: int, subset: Any, aggregation: str) -> Int[np.ndarr
 def _aggregate(similarities: np.ndarray, gold: np.ndarray, subset: np.ndarray, aggregation: Aggregation) -> float:
     """Inputs already checked; a subset without spread, as a resample can have it, counts as 0."""
     if aggregation == "all":
-        return _correlation(stats.rankdata(similarities), stats.rankdata(gold))
+        return _correlation(scipy.stats.rankdata(similarities), scipy.stats.rankdata(gold))
     names, sizes = np.unique(subset, return_counts=True)
     members = [subset == name for name in names]
-    scores = [_correlation(stats.rankdata(similarities[m]), stats.rankdata(gold[m])) for m in members]
+    scores = [_correlation(scipy.stats.rankdata(similarities[m]), scipy.stats.rankdata(gold[m])) for m in members]
     return float(np.average(scores, weights=sizes if aggregation == "weighted mean" else None))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from jaxcore.evaluation.input_checks import binary_labels, finite_array
 
@@ -89,6 +88,8 @@ def marker_auprc(
             mask, or no document that can be scored.
     Source: average precision as scikit-learn defines it; the markers are the generated world's (eavae.md, section 8).
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # it takes more than a second to import
+
     scores, truth, tokens, kept = _checked(attributions, markers, mask)
     rows = [(scores[i][tokens[i]], truth[i][tokens[i]]) for i in kept.documents]
     auprc = np.array([average_precision_score(marker, score) for score, marker in rows])

@@ -12,8 +12,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from jaxcore.evaluation.input_checks import (
     binary_labels,
@@ -71,6 +69,8 @@ def verification_metrics(
             probabilities outside [0, 1], year before 2020.
     Source: authorship_survey.md, "Metrics and headline results" and its parity table.
     """
+    from sklearn.metrics import roc_auc_score  # it takes more than a second to import
+
     y, p = _checked(labels, probabilities)
     year = _checked_year(year)
     both_classes("labels", y)
@@ -242,6 +242,8 @@ def fit_verification_head(
         ValueError: wrong shapes, NaN, one class only, C <= 0.
     Source: star.md, section 2.6 (one dense layer with sigmoid on the frozen encoder).
     """
+    from sklearn.linear_model import LogisticRegression  # it takes more than a second to import
+
     x, y = finite_array("features", features, ndim=2), binary_labels("labels", labels)
     same_length(features=x, labels=y)
     both_classes("labels", y)

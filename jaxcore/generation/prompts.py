@@ -8,13 +8,13 @@ import numpy as np
 SHORTEST_WIDTH = 16
 
 
-def prompt_width(longest: int, *, limit: int, per_doubling: int = 2) -> int:
-    """Tokens that prompts are padded to: 16, 24, 32, 48, 64, 96, ..., at most `limit`.
+def prompt_width(longest: int, *, limit: int, step: int | None = None) -> int:
+    """Tokens that prompts are padded to: 16, 24, 32, 48, 64, 96, ... (each second a power of two), at most `limit`.
 
-    A program is compiled for each width. Padding is at most 1 / `per_doubling` of the longest prompt.
+    A program is compiled for each width, and padding stays below half of the longest prompt.
 
     Args:
-        per_doubling: widths from one power of two to the next, a power of two itself of at most 16. More of them pay
+        step: take multiples of it in place of larger widths: more programs for long prompts, and less padding. It pays
             where a program runs much longer than it compiles.
 
     Raises:
@@ -22,10 +22,10 @@ def prompt_width(longest: int, *, limit: int, per_doubling: int = 2) -> int:
     """
     if longest > limit:
         raise ValueError(f"a prompt has {longest} tokens, but only {limit} fit: cut it, or ask for fewer new tokens")
-    if longest <= SHORTEST_WIDTH:
-        return min(SHORTEST_WIDTH, limit)
-    step = 2 ** ((longest - 1).bit_length() - 1) // per_doubling
-    return min(-(-longest // step) * step, limit)
+    width = SHORTEST_WIDTH
+    while width < longest:
+        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
+    return min(width, limit, limit if step is None else -(-longest // step) * step)
 
 
 def pad_left(prompts: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -162,7 +162,7 @@ def _cells(text: str, texts: Sequence[str], offsets: np.ndarray) -> tuple[Segmen
     end = 0
     for segment, (left, right) in zip(texts, offsets.tolist(), strict=True):
         if left == right:  # no part of the text
-            cells.append(SegmentCell(" " if cells else "", segment, True))
+            cells.append(SegmentCell(" " if cells else "", segment.translate(_VISIBLE), True))
             continue
         before, end = text[end:left], max(end, right)
         shown = segment.lstrip()

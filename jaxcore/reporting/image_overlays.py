@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.image import imsave
 from numpy.typing import ArrayLike
 
 from jaxcore.reporting.palette import PALETTE
@@ -89,6 +88,8 @@ class Picture:
     @property
     def data_uri(self) -> str:
         """The pixels as a PNG inside a URI, for ``<img src>``."""
+        from matplotlib.image import imsave  # it takes half a second to import
+
         stream = io.BytesIO()
         unsigned: dict[str, Any] = {"Software": None}  # the same bytes whatever the version
         imsave(stream, self.pixels, format="png", metadata=unsigned)

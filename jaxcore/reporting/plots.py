@@ -9,19 +9,19 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from jaxcore.reporting.palette import SERIES
 from jaxcore.reporting.tables import format_number
+
+if TYPE_CHECKING:  # it takes half a second to import, which commands without a chart need not wait for
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points = Float[np.ndarray, " points"]
 
@@ -268,6 +268,10 @@ def _draw(
     size: tuple[int, int],
     identifier: str,
 ) -> Drawing:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     width, height = size
     # The SVG writer reads these from the process-wide settings; defaults first, so that a user's matplotlibrc
     # cannot change a report, and everything is put back on leaving.
@@ -286,7 +290,7 @@ def _draw(
     return Drawing(width, height, Markup(_themed(buffer.getvalue(), identifier)))
 
 
-def _plot(axes: Axes, lines: Sequence[_Line], reference: Mapping[str, float]) -> None:
+def _plot(axes: "Axes", lines: Sequence[_Line], reference: Mapping[str, float]) -> None:
     for value in reference.values():
         if np.isfinite(value):
             dashes = (0, _REFERENCE_DASHES)
@@ -309,8 +313,8 @@ def _plot(axes: Axes, lines: Sequence[_Line], reference: Mapping[str, float]) ->
 
 
 def _set_axes(
-    figure: Figure,
-    axes: Axes,
+    figure: "Figure",
+    axes: "Axes",
     lines: Sequence[_Line],
     reference: Mapping[str, float],
     log_y: bool,
@@ -359,6 +363,8 @@ def _limits(values: Points, padding: float, log: bool) -> tuple[float, float]:
 
 
 def _linear_ticks(low: float, high: float, count: int, *, integer: bool = False) -> list[float]:
+    from matplotlib.ticker import MaxNLocator
+
     ticks = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
     slack = 1e-9 * (high - low)
     return [float(tick) for tick in ticks if low - slack <= tick <= high + slack]

@@ -10,6 +10,7 @@ from jaxcore.distributed import MeshConfig, make_mesh
 from jaxcore.evaluation.generation_attribution import (
     ContinuationOptions,
     LanguageModel,
+    _token_text,
     by_segment,
     explain_continuations,
     generated_continuations,
@@ -200,6 +201,8 @@ def test_tokens_that_make_a_character_together_share_it():
     assert (item.prompt, item.text) == ("añ", " é€!\n") and item.num_prompt == 3
     pieces = [(item.prompt + item.text)[start:end] for start, end in item.offsets]
     assert pieces == ["a", "ñ", "ñ", " ", "é", "é", "€", "€", "€", "!", "\n"]
+    shown = [_token_text(tokenizer, token) for token in item.ids]
+    assert (shown[0], shown[3], shown[-1]) == ("a", " ", "\n") and "\ufffd" not in "".join(shown)
 
 
 @pytest.mark.parametrize(

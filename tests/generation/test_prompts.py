@@ -12,9 +12,10 @@ def test_widths_are_few_and_near():
     for length, width in enumerate(widths, 1):
         assert length <= width <= max(16, 1.5 * length)
     assert prompt_width(9, limit=12) == 12
-    finer = [prompt_width(length, limit=1000, per_doubling=8) for length in range(1, 1001)]
-    assert sorted(set(finer))[:11] == [16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40] and finer[518] == 576
-    assert all(length <= width <= max(16, 1.125 * length) for length, width in enumerate(finer, 1))
+    stepped = [prompt_width(length, limit=1000, step=64) for length in range(1, 1001)]
+    assert sorted(set(stepped)) == [*(16, 24, 32, 48, 64, 96, 128, 192), *range(256, 1000, 64), 1000]
+    for length, width in enumerate(stepped, 1):
+        assert length <= width < max(17, min(1.5 * length, length + 64))
     with pytest.raises(ValueError, match="a prompt has 13 tokens, but only 12 fit"):
         prompt_width(13, limit=12)
 
