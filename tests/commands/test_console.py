@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -59,3 +61,12 @@ def test_unknown_commands_and_usage(capsys, monkeypatch):
     assert run_command({"finish": finish}, [], usage="how to use it") == 0
     assert run_command({"finish": finish}, ["finish", "--help"][::-1], usage="how to use it") == 0
     assert capsys.readouterr().out == "how to use it\nhow to use it\n"
+
+
+def test_commands_start_without_libraries_that_they_may_not_need():
+    """Each of these takes from half a second to several to import."""
+    heavy = ("sklearn", "scipy.stats", "matplotlib", "transformers", "torch", "tensorflow", "pandas")
+    names = ", ".join(f"jaxcore.commands.{name}" for name in ("attribute", "embed", "generate", "steer"))
+    code = f"import sys, {names}; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
