@@ -973,8 +973,11 @@ def _against_hashes(config: Config, evaluated: Mapping[str, Evaluated]) -> dict[
 NOTE = (
     "Means over queries, in characters. 'sentences' is what the generator attributed, everything there is to read "
     "without this method; in the sets that people aligned it is itself made of their alignments, so no row is the "
-    "quality of a whole system. Length and agreement are to be read together. AutoAIS: the share of highlights "
-    "(autoais), or of rewritten highlights (autoais_claim), that the attributed text entails; no text entails none."
+    "quality of a whole system. Length and agreement are to be read together."
+)
+_AUTOAIS_NOTE = (
+    " AutoAIS: the share of highlights (autoais), or of rewritten highlights (autoais_claim), that the attributed text "
+    "entails; no text entails none."
 )
 _SHOWN = ("precision", "recall", "f1", "characters", "coverage", "non_attributed", "autoais", "autoais_claim")
 
@@ -1002,12 +1005,11 @@ def write_laquer_report(
         headline.append(Headline(f"{task}: left to read", f"{1 - saving:.2f}", "share of the attributed sentences"))
     sections: list[Section | None] = []
     for task, found in evaluated.items():
-        rows = [
-            (internals, method, *(metrics.get(f"{task}/{internals}/{method}/{name}") for name in _SHOWN))
-            for internals, part in found.items()
-            for method in part.attributed
-        ]
-        sections.append(Section(f"Attribution: {task}", [Table(("states", "query", *_SHOWN), rows)], note=NOTE))
+        pairs = [(internals, method) for internals, part in found.items() for method in part.attributed]
+        shown = [name for name in _SHOWN if any(f"{task}/{i}/{method}/{name}" in metrics for i, method in pairs)]
+        rows = [(i, method, *(metrics.get(f"{task}/{i}/{method}/{name}") for name in shown)) for i, method in pairs]
+        note = NOTE + (_AUTOAIS_NOTE if "autoais" in shown else "")
+        sections.append(Section(f"Attribution: {task}", [Table(("states", "query", *shown), rows)], note=note))
     sections += [examples_section(config, task, found[first]) for task, found in evaluated.items() if first in found]
     for title, part in (("Published example runs", "released/"), ("Layers and thresholds", "/sweep/")):
         values = [(name, value) for name, value in metrics.items() if part in name]

@@ -69,6 +69,7 @@ def test_spans_follow_the_highlight_in_real_text(finished):
 
 def test_the_report_shows_highlights_sources_and_claims(finished):
     page = (finished[0] / "report.html").read_text()
+    assert "autoais" not in page, "columns without a value are left out"
     for text in (
         "⟦dedicated to the proposition that all men are created equal⟧",
         "aligned by people",
