@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
 
 SHORTEST_WIDTH = 16
@@ -50,7 +51,7 @@ def chat_prompt(tokenizer: Any, message: str) -> list[int]:
     """Token ids of a user's message by the tokenizer's chat template, up to where the model's answer begins.
 
     Raises:
-        ValueError: a tokenizer without a chat template.
+        ValueError: a tokenizer without a chat template, or whose template fails.
     """
     return tokenizer(_in_template(tokenizer, message), add_special_tokens=False)["input_ids"]  # the template has them
 
@@ -61,7 +62,7 @@ def chat_parts(tokenizer: Any, message: str) -> tuple[str, str, str]:
     Templates may strip the message, no more.
 
     Raises:
-        ValueError: a tokenizer without a chat template, or whose template changes the message.
+        ValueError: a tokenizer without a chat template, or whose template fails or changes the message.
     """
     whole = _in_template(tokenizer, message)
     before, mark, after = _in_template(tokenizer, _MARK).partition(_MARK)
@@ -78,4 +79,7 @@ def _in_template(tokenizer: Any, message: str) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template: give the prompt as the model expects it")
     turns = [{"role": "user", "content": message}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:  # templates refuse what they do not expect
+        raise ValueError(f"the chat template fails on one message of a user: {error}") from error

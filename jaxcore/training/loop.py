@@ -98,7 +98,8 @@ def fit(
         stop: asked before every step with the number of steps done, alike on every process; True ends training there
             (see `jaxcore.training.model_selection`), and again when the finished run is resumed.
         frozen: entries of `state.params` that no step changes: left out of checkpoints, and on resumption taken from
-            `state` as given. So a checkpoint of adapters is as large as they are, not as the model.
+            `state` as given, which must be the same then: nothing compares it. So a checkpoint of adapters is as large
+            as they are, not as the model.
 
     Raises:
         Preempted: after a notice, once the checkpoint is committed.

@@ -190,6 +190,12 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, changes, message)
     assert len(error) == 1 and message in error[0], error
 
 
+def test_an_encoder_has_no_chat(folder, capsys):
+    given = {"model": folder / "encoder", "text": "a cat", "similar_to": "a dog"}
+    assert main(arguments(folder, "--chat", **given)) == 2
+    assert "--chat is for decoders" in capsys.readouterr().err
+
+
 def test_one_continuation_for_each_text(folder, capsys):
     assert main(arguments(folder, "--text", "a cat", "a dog", "--continuation", " sees")) == 2
     assert "give one --continuation for each --text: got 1 for 2 texts" in capsys.readouterr().err

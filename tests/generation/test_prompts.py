@@ -52,5 +52,8 @@ def test_a_chat_template_is_cut_where_the_message_stands():
         chat_parts(chat_tokenizer(around % " | upper"), "a cat")
     with pytest.raises(ValueError, match="changes the message 'a cat': got 'nothing'"):
         chat_parts(chat_tokenizer("nothing"), "a cat")
+    for broken in ("{{ raise_exception('a system turn first') }}", "{% if %}"):
+        with pytest.raises(ValueError, match=r"the chat template fails on one message of a user: \S"):
+            chat_prompt(chat_tokenizer(broken), "a cat")
     with pytest.raises(ValueError, match="has no chat template"):
         chat_parts(chat_tokenizer(None), "a cat")
